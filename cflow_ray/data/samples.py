@@ -1,0 +1,84 @@
+"""The sample table: one row an image, with category, split, label, defect and mask; every layout is read into it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import pyarrow as pa
+
+from cflow_ray.errors import DataError
+from cflow_ray.store.storage import Storage
+
+SAMPLE_SCHEMA = pa.schema(
+    [
+        pa.field("image", pa.string(), nullable=False),
+        pa.field("category", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("label", pa.int8()),
+        pa.field("defect", pa.string()),
+        pa.field("mask", pa.string()),
+    ]
+)
+
+TRAIN, TEST = "train", "test"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image of a data set; paths are relative to the data set's root."""
+
+    image: str
+    category: str
+    split: str
+    label: int | None
+    """0 good, 1 anomaly, None unknown."""
+    defect: str | None = None
+    mask: str | None = None
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Samples and the root that their paths are relative to."""
+
+    root: Storage
+    samples: Sequence[Sample]
+
+    @property
+    def categories(self) -> list[str]:
+        """Names of the categories, sorted."""
+        return sorted({sample.category for sample in self.samples})
+
+    def of(self, category: str, split: str | None = None) -> list[Sample]:
+        """Samples of a category, and of one split if given, in order of their paths."""
+        return [s for s in self.samples if s.category == category and split in (None, s.split)]
+
+    def normals(self, category: str) -> list[Sample]:
+        """The images a detector is fitted from: the training images not known to be anomalous."""
+        return [sample for sample in self.of(category, TRAIN) if sample.label != 1]
+
+    def chosen(self, only: Iterable[str]) -> list[str]:
+        """Categories by name, all if none is named; raises DataError with the known ones for an unknown name."""
+        wanted = list(dict.fromkeys(only))
+        unknown = [name for name in wanted if name not in self.categories]
+        if unknown:
+            raise DataError(
+                f"no category {', '.join(map(repr, unknown))} in {self.root.uri}; it has {', '.join(self.categories)}."
+            )
+        return wanted or self.categories
+
+    def digest(self, category: str, sizes: Mapping[str, int]) -> str:
+        """SHA-256 over paths, labels and sizes (bytes by path, as `Storage.sizes` gives) of a category's files.
+
+        Changes when files come, go or change their length, without reading them.
+        """
+        sha = hashlib.sha256()
+        for sample in self.of(category):
+            sha.update(f"{sample} {sizes.get(sample.image)} {sizes.get(sample.mask or '')}\n".encode())
+        return sha.hexdigest()
+
+
+def to_table(samples: Iterable[Sample]) -> pa.Table:
+    """Samples as an Arrow table of SAMPLE_SCHEMA."""
+    return pa.Table.from_pylist([asdict(sample) for sample in samples], schema=SAMPLE_SCHEMA)

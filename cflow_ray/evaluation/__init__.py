@@ -1,0 +1,1 @@
+"""Metrics, their computation from a score table, and the report for a reader."""

@@ -1,0 +1,95 @@
+"""Metrics of findings against a data set's labels and masks: for the fit's own test images and for a score table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cflow_ray.config import EvaluateConfig
+from cflow_ray.data.datasets import read_data_set
+from cflow_ray.data.images import decode_map, decode_mask
+from cflow_ray.data.samples import DataSet, Sample
+from cflow_ray.errors import DataError, ImageError
+from cflow_ray.evaluation.metrics import Metrics, compute_metrics
+from cflow_ray.store.results import read_maps, read_results
+from cflow_ray.store.storage import Storage
+
+
+@dataclass
+class LabelledFindings:
+    """Scores, maps and truth of one category's labelled images, gathered one by one."""
+
+    root: Storage
+    scores: list[float] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    maps: list[NDArray[np.float32] | None] = field(default_factory=list)
+    masks: list[NDArray[np.bool_] | None] = field(default_factory=list)
+
+    def add(self, sample: Sample, score: float, map_HW: NDArray[np.float32] | None) -> None:
+        """Take in a labelled image; its mask is read at the map's size. An unreadable mask is a DataError."""
+        if sample.label is None:
+            return
+        self.scores.append(score)
+        self.labels.append(sample.label)
+        self.maps.append(map_HW)
+        self.masks.append(None if map_HW is None else read_mask(self.root, sample, map_HW.shape))
+
+    def metrics(self) -> Metrics:
+        """The figures of what was gathered."""
+        return compute_metrics(self.scores, self.labels, self.maps, self.masks)
+
+
+def read_mask(root: Storage, sample: Sample, size: tuple[int, ...]) -> NDArray[np.bool_] | None:
+    """The defect mask of a sample at size (H, W): empty for a good one, None for an anomaly without mask."""
+    if sample.label == 0:
+        return np.zeros(size, dtype=bool)
+    if sample.mask is None:
+        return None
+    try:
+        return decode_mask(root.read(sample.mask), (size[0], size[1]))
+    except ImageError as error:
+        raise DataError(f"the mask {root.join(sample.mask)} cannot be used: {error}") from error
+
+
+def evaluate(
+    config: EvaluateConfig, progress: Callable[[str, int, int], None] = lambda name, done, total: None
+) -> dict[str, Metrics]:
+    """Metrics by category of a score table whose keys are the data set's image paths.
+
+    Rows with `error`, without a sample of that path, or without label do not count. Raises DataError where no row
+    belongs to the data set.
+    """
+    data_set = read_data_set(config, config.storage_options)
+    results = Storage(config.results, config.storage_options)
+    rows = [row for row in read_results(results).to_pylist() if row["error"] is None]
+    by_path = {sample.image: sample for sample in data_set.samples}
+    known = [row for row in rows if row["key"] in by_path]
+    if not known:
+        raise DataError(
+            f"no key of {config.results} is an image of {config.data}; keys must be paths below the data's root."
+        )
+    found: dict[str, Metrics] = {}
+    categories = sorted({by_path[row["key"]].category for row in known})
+    for number, category in enumerate(categories, start=1):
+        of_category = [row for row in known if by_path[row["key"]].category == category]
+        found[category] = _category_metrics(data_set, results, of_category, by_path)
+        progress("evaluate", number, len(categories))
+    return found
+
+
+def _category_metrics(
+    data_set: DataSet, results: Storage, rows: Sequence[Mapping[str, object]], by_path: Mapping[str, Sample]
+) -> Metrics:
+    findings = LabelledFindings(data_set.root)
+    maps: dict[str, bytes] = {}
+    open_tar: object = None
+    for row in rows:
+        if row["map"] is not None and row["map"] != open_tar:
+            open_tar, maps = row["map"], read_maps(results, str(row["map"]))
+        key = str(row["key"])
+        map_HW = decode_map(maps[key]) if row["map"] is not None else None
+        findings.add(by_path[key], float(str(row["score"])), map_HW)
+    return findings.metrics()

@@ -1,0 +1,53 @@
+"""The data-dependent start of a decoder: a Gaussian of the level's features, written into FrEIA's own parameters."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cflow_ray.model.flow import Decoder
+
+# Shapes: N fibres, C channels.
+
+_SMALLEST_SCALE = 1e-4
+_LARGEST_SCALE = 1e4
+
+
+@torch.no_grad()
+def initialise_from_data(decoder: Decoder, fibres_NC: Tensor) -> None:
+    """Make the decoder the Gaussian with the fibres' mean and shrunk covariance; the flow learns what departs from it.
+
+    The couplings start as the identity. Block 0's scale and offset standardise the channels, its rotation turns them
+    to the principal axes of their correlation, block 1's scale whitens those. Maths and parameters stay FrEIA's.
+    """
+    fibres_NC = fibres_NC.double()
+    mean_C, std_C = fibres_NC.mean(0), fibres_NC.std(0, correction=0)
+    scale_C = 1 / std_C.clamp_min(max(_SMALLEST_SCALE * float(std_C.max()), 1 / _LARGEST_SCALE))
+    correlation_CC = shrunk_covariance((fibres_NC - mean_C) * scale_C)
+    eigenvalues_C, eigenvectors_CC = torch.linalg.eigh(correlation_CC)
+    for block in decoder.blocks:
+        block.subnet[2].weight.zero_()
+        block.subnet[2].bias.zero_()
+    first, second = decoder.blocks[:2]
+    first.global_scale.copy_(_before_softplus(scale_C)[None])
+    first.global_offset.copy_((-mean_C * scale_C)[None])
+    decoder.set_rotation(0, eigenvectors_CC.T.float())
+    second.global_scale.copy_(_before_softplus(eigenvalues_C.clamp_min(1e-6).rsqrt())[None])
+
+
+def shrunk_covariance(centred_NC: Tensor) -> Tensor:
+    """Covariance (C, C) shrunk towards a multiple of the identity by Ledoit and Wolf's (2004) optimal weight."""
+    count, channels = centred_NC.shape
+    covariance_CC = centred_NC.T @ centred_NC / count
+    target = covariance_CC.diagonal().mean()
+    squares_CC = centred_NC.square().T @ centred_NC.square() / count
+    noise = (squares_CC - covariance_CC.square()).sum() / count
+    distance = (covariance_CC - target * torch.eye(channels, dtype=covariance_CC.dtype)).square().sum()
+    weight = float((noise / distance.clamp_min(1e-12)).clamp(0, 1))
+    return (1 - weight) * covariance_CC + weight * target * torch.eye(channels, dtype=covariance_CC.dtype)
+
+
+def _before_softplus(scale_C: Tensor) -> Tensor:
+    """FrEIA's parameter whose activation, 0.1 softplus(beta = 0.5), is the given scale."""
+    raised = 5 * scale_C
+    return (2 * (raised + torch.log(-torch.expm1(-raised)))).float()

@@ -1,0 +1,72 @@
+"""Progress of long work: live bars on a terminal, plain log lines elsewhere; always on standard error."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+log = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class ProgressBoard:
+    """One line a piece of work: `update` as often as you like, in any order; lines appear as names do."""
+
+    def __init__(self, title: str, console: Console | None = None) -> None:
+        self._title = title
+        self._console = console or Console(stderr=True)
+        self._live = self._console.is_terminal
+        columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._bars = Progress(
+            *columns, TextColumn("{task.fields[note]}"), console=self._console, disable=not self._live
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._said: dict[str, float] = {}
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        if not self._live:
+            log.info("%s", self._title)
+        else:
+            self._console.print(f"[bold]{self._title}[/bold]")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def update(self, name: str, done: int, total: int, note: str = "") -> None:
+        """Say that `done` of `total` are finished; `note` stands behind the bar."""
+        if self._live:
+            if name not in self._tasks:
+                self._tasks[name] = self._bars.add_task(name, total=total, note=note)
+            self._bars.update(self._tasks[name], completed=done, total=total, note=note)
+            return
+        now = time.monotonic()
+        finished = total > 0 and done >= total
+        last = self._said.get(name)
+        if (
+            last is None
+            or (now - last >= _SECONDS_BETWEEN_LINES and last != float("inf"))
+            or (finished and last != float("inf"))
+        ):
+            self._said[name] = float("inf") if finished else now
+            log.info("%s: %d/%d %s", name, done, total, note)
+
+
+def log_to_stderr(verbose: bool = False) -> None:
+    """Send the package's log lines to standard error, as a command line does."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    package = logging.getLogger("cflow_ray")
+    package.handlers[:] = [handler]
+    package.setLevel(logging.DEBUG if verbose else logging.INFO)
+    package.propagate = False

@@ -1,0 +1,1 @@
+"""Object storage: files at any URI, checkpoints, the registry, score tables."""

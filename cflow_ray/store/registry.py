@@ -1,0 +1,229 @@
+"""The registry: every version of every category's checkpoint, and one small pointer a category to the best."""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import safetensors.torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from cflow_ray.config import EncoderConfig, Model
+from cflow_ray.errors import CheckpointError, StorageError
+from cflow_ray.model.detector import Detector, DetectorBank
+from cflow_ray.model.encoder import Encoder
+from cflow_ray.store.checkpoint import (
+    FORMAT_VERSION,
+    Manifest,
+    check_format,
+    load_checkpoint,
+    read_manifest,
+    save_checkpoint,
+)
+from cflow_ray.store.storage import Storage
+from cflow_ray.store.weights import digest
+
+_ROOT = "registry.json"
+_POINTER = "best.json"
+_ENCODERS = "_encoders"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._ -]{0,99}")
+
+
+class Pointer(Model):
+    """Which version of a category is best now, and which were before, latest last."""
+
+    format_version: int = FORMAT_VERSION
+    version: str
+    history: tuple[str, ...] = ()
+    promoted: str = ""
+
+
+CheckpointKey = tuple[str, str]
+"""A category and the full name of a version."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """One finished checkpoint as a listing shows it."""
+
+    category: str
+    version: str
+    promoted: bool
+    manifest: Manifest
+
+
+class Registry:
+    """`<root>/<category>/<version>/` for checkpoints, `<root>/<category>/best.json` for the pointer.
+
+    Versions are named `v<number>-<random>`, so two writers never meet; a name may be given by its unambiguous start
+    (`v3`). A version counts once its manifest is there. Encoder weights are kept once, under their digest.
+    """
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+        if storage.is_file(_ROOT):
+            try:
+                check_format(json.loads(storage.read(_ROOT)).get("format_version"), storage.join(_ROOT))
+            except (ValueError, AttributeError) as error:
+                raise CheckpointError(f"{storage.join(_ROOT)} is damaged: {error}") from error
+
+    @classmethod
+    def create(cls, storage: Storage) -> Registry:
+        """The registry at a root, made if it is not there; fails before any work where the root cannot be written."""
+        if not storage.is_file(_ROOT):
+            storage.write(_ROOT, json.dumps({"format_version": FORMAT_VERSION}).encode())
+        return cls(storage)
+
+    @classmethod
+    def open(cls, storage: Storage) -> Registry:
+        """An existing registry; raises CheckpointError where there is none."""
+        if not storage.is_file(_ROOT):
+            raise CheckpointError(
+                f"{storage.uri} is no registry (it has no {_ROOT}). Run: cflow-ray fit --registry {storage.uri} ..."
+            )
+        return cls(storage)
+
+    def categories(self) -> list[str]:
+        """Categories with a promoted checkpoint, sorted."""
+        names = [name for name in self.storage.folders() if _NAME.fullmatch(name)]
+        return [name for name in names if self.storage.is_file(f"{name}/{_POINTER}")]
+
+    def versions(self, category: str) -> list[str]:
+        """Finished versions of a category, oldest first."""
+        found = [
+            name for name in self.storage.folders(category) if self.storage.is_file(f"{category}/{name}/manifest.json")
+        ]
+        return sorted(found, key=_number)
+
+    def best(self, category: str) -> str:
+        """The promoted version; raises CheckpointError with the known categories where there is none."""
+        return self.pointer(category).version
+
+    def pointer(self, category: str) -> Pointer:
+        """The pointer of a category."""
+        path = f"{category}/{_POINTER}"
+        if not _NAME.fullmatch(category) or not self.storage.is_file(path):
+            known = ", ".join(self.categories()) or "none"
+            raise CheckpointError(
+                f"no checkpoint for {category!r}; the registry holds {known}. Run: cflow-ray fit ... --category {category}"
+            )
+        try:
+            content = json.loads(self.storage.read(path))
+            check_format(content.get("format_version"), self.storage.join(path))
+            return Pointer.model_validate(content)
+        except (ValueError, AttributeError, ValidationError) as error:
+            raise CheckpointError(f"{self.storage.join(path)} is damaged: {error}. Promote a version again.") from error
+
+    def resolve(self, category: str, version: str) -> str:
+        """The full name of a version given by its start."""
+        versions = self.versions(category)
+        matches = [name for name in versions if name == version or name.startswith(f"{version}-")]
+        if len(matches) != 1:
+            found = "several versions" if matches else "no version"
+            raise CheckpointError(f"{found} {version!r} of {category!r}; there are {', '.join(versions) or 'none'}.")
+        return matches[0]
+
+    def promote(self, category: str, version: str) -> Pointer:
+        """Make a version the best; the pointer moves in one write. What was best goes into the history."""
+        version = self.resolve(category, version)
+        history: tuple[str, ...] = ()
+        if self.storage.is_file(f"{category}/{_POINTER}"):
+            current = self.pointer(category)
+            if current.version == version:
+                return current
+            history = (*current.history, current.version)
+        return self._move(category, Pointer(version=version, history=history, promoted=_now()))
+
+    def rollback(self, category: str) -> Pointer:
+        """Make the version that was best before the best again."""
+        current = self.pointer(category)
+        if not current.history:
+            raise CheckpointError(
+                f"{category!r} has no earlier version to go back to; its only one is {current.version}."
+            )
+        return self._move(category, Pointer(version=current.history[-1], history=current.history[:-1], promoted=_now()))
+
+    def manifest(self, category: str, version: str) -> Manifest:
+        """The manifest of a version."""
+        return read_manifest(self._at(category, version))
+
+    def detector(self, category: str, version: str) -> Detector:
+        """The detector of a version."""
+        return load_checkpoint(self._at(category, version))
+
+    def encoder(self, config: EncoderConfig, weights_digest: str) -> Encoder:
+        """The encoder of a configuration with the stored weights of a digest; a mismatch is refused."""
+        path = f"{_ENCODERS}/{weights_digest}.safetensors"
+        if not self.storage.is_file(path):
+            raise CheckpointError(f"the registry lacks the encoder weights {path}; fit again or copy them in.")
+        state = safetensors.torch.load(self.storage.read(path))
+        if digest(state) != weights_digest:
+            raise CheckpointError(f"{self.storage.join(path)} does not have the digest in its name; copy it again.")
+        return Encoder(config, state)
+
+    def bank(self, capacity_bytes: int = 2 * 2**30, device: str = "cpu") -> DetectorBank[CheckpointKey]:
+        """A bank that loads detectors and encoders from here, keyed by (category, version)."""
+        return DetectorBank(lambda key: self.detector(*key), self.encoder, capacity_bytes, device)
+
+    def add_encoder(self, state: Mapping[str, Tensor]) -> str:
+        """Keep an encoder's weights; returns their digest."""
+        name = digest(state)
+        path = f"{_ENCODERS}/{name}.safetensors"
+        if not self.storage.is_file(path):
+            self.storage.write(path, safetensors.torch.save({key: value.contiguous() for key, value in state.items()}))
+        return name
+
+    def add(
+        self, category: str, detector: Detector, describe: Callable[[str], Manifest], preview_png: bytes | None
+    ) -> str:
+        """Write a new version of a category and return its name; `describe` makes its manifest from that name."""
+        check_category_name(category)
+        number = 1 + max((_number(name)[0] for name in self.storage.folders(category)), default=0)
+        version = f"v{number}-{uuid.uuid4().hex[:6]}"
+        save_checkpoint(self._at(category, version), detector, describe(version), preview_png)
+        return version
+
+    def listing(self) -> list[Version]:
+        """Every finished version of every category."""
+        found = []
+        for category in self.categories():
+            best = self.best(category)
+            for version in self.versions(category):
+                found.append(Version(category, version, version == best, self.manifest(category, version)))
+        return found
+
+    def _at(self, category: str, version: str) -> Storage:
+        return self.storage.child(f"{category}/{version}")
+
+    def _move(self, category: str, pointer: Pointer) -> Pointer:
+        self.storage.write(f"{category}/{_POINTER}", pointer.model_dump_json(indent=2).encode())
+        return pointer
+
+
+def check_category_name(category: str) -> None:
+    """Refuse a name that cannot be a folder of the registry."""
+    if not _NAME.fullmatch(category):
+        raise StorageError(
+            f"{category!r} cannot name a category: letters, digits, space, '.', '_' and '-' only, at most 100, "
+            "starting with a letter or digit."
+        )
+
+
+def _number(version: str) -> tuple[int, str]:
+    match = re.match(r"v(\d+)", version)
+    return (int(match[1]) if match else 0), version
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def describe_pointer(category: str, pointer: Pointer) -> dict[str, Any]:
+    """A pointer as JSON."""
+    return {"category": category, **pointer.model_dump(mode="json")}

@@ -1,0 +1,107 @@
+"""The score table: its schema, the parts that make it (which are also the ledger of what is done), reading it back."""
+
+from __future__ import annotations
+
+import io
+import re
+import tarfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cflow_ray.errors import DataError
+from cflow_ray.store.storage import Storage
+
+FORMAT_VERSION = 1
+
+REGION_TYPE = pa.struct(
+    [("box", pa.list_(pa.int32(), 4)), ("area", pa.float64()), ("peak", pa.float32())],
+)
+
+SCORE_SCHEMA = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("category", pa.string()),
+        pa.field("checkpoint", pa.string()),
+        pa.field("score", pa.float64()),
+        pa.field("p_value", pa.float64()),
+        pa.field("is_anomaly", pa.bool_()),
+        pa.field("threshold", pa.float64()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("regions", pa.list_(REGION_TYPE)),
+        pa.field("map", pa.string()),
+        pa.field("error", pa.string()),
+    ],
+    metadata={"cflow_ray.format_version": str(FORMAT_VERSION)},
+)
+"""One row a record. `map` names the side-car tar (below the results) that holds `<key>.png`, 16 bit, value x 65535."""
+
+_PART = re.compile(r"shard=(?P<shard>[^/]+)/part-(?P<first>\d+)\.parquet")
+
+
+@dataclass(frozen=True, order=True)
+class PartName:
+    """The one place a chunk's rows go: its shard and the number of its first record."""
+
+    shard: str
+    first: int
+
+    @property
+    def path(self) -> str:
+        """Path of the Parquet file below the results."""
+        return f"shard={self.shard}/part-{self.first:09d}.parquet"
+
+    @property
+    def maps_path(self) -> str:
+        """Path of the side-car tar with the chunk's heat maps."""
+        return f"maps/shard={self.shard}/part-{self.first:09d}.tar"
+
+
+def write_part(results: Storage, name: PartName, rows: Sequence[Mapping[str, Any]], maps: Mapping[str, bytes]) -> None:
+    """Write a chunk: its maps first, then its rows, so that a part that is there is complete."""
+    if maps:
+        results.write(name.maps_path, _tar(maps))
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=SCORE_SCHEMA), buffer, compression="zstd")
+    results.write(name.path, buffer.getvalue())
+
+
+def finished_parts(results: Storage) -> set[PartName]:
+    """The ledger: every chunk whose part is written."""
+    matches = (_PART.fullmatch(path) for path in results.files())
+    return {PartName(match["shard"], int(match["first"])) for match in matches if match}
+
+
+def read_results(results: Storage) -> pa.Table:
+    """All rows, in order of shard and record; raises DataError where there are none."""
+    parts = sorted(finished_parts(results))
+    if not parts:
+        raise DataError(f"{results.uri} holds no score table. Run: cflow-ray score ... --output {results.uri}")
+    tables = [pq.read_table(io.BytesIO(results.read(part.path))) for part in parts]
+    return pa.concat_tables([table.select(SCORE_SCHEMA.names).cast(SCORE_SCHEMA) for table in tables])
+
+
+def read_maps(results: Storage, path: str) -> dict[str, bytes]:
+    """PNG bytes by record key of one side-car tar."""
+    with tarfile.open(fileobj=io.BytesIO(results.read(path))) as tar:
+        return {info.name.removesuffix(".png"): _content(tar, info) for info in tar}
+
+
+def _content(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(info)
+    return file.read() if file else b""
+
+
+def _tar(files: Mapping[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for key, content in files.items():
+            info = tarfile.TarInfo(f"{key}.png")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()

