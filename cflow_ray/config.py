@@ -22,7 +22,7 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 class Model(BaseModel):
     """Base of all configurations: immutable, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid")  # defaults are copied for every instance
 
 
 class EncoderConfig(Model):
@@ -78,6 +78,17 @@ class ClusterConfig(Model):
     workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Worker processes; auto fills the cluster's processors."""
     cpus_per_worker: float = Field(default=1, gt=0)
+
+    def worker_count(self, cpus: float, tasks: int) -> int:
+        """How many workers a cluster of `cpus` processors runs for so many tasks; ConfigError where they do not fit."""
+        room = int(cpus // self.cpus_per_worker)
+        wanted = room if self.workers == "auto" else self.workers
+        if room < 1 or wanted > room:
+            raise ConfigError(
+                f"{max(wanted, 1)} workers of {self.cpus_per_worker:g} processors do not fit the cluster's {cpus:g}; "
+                "ask for fewer with --workers."
+            )
+        return min(wanted, tasks)
 
     def init_arguments(self) -> dict[str, Any]:
         """Keyword arguments of `ray.init`; a local cluster starts without dashboard, one joined stays as it is."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cflow_ray.errors import ImageError
 
-FORMATS = ("PNG", "JPEG", "MPO", "BMP", "TIFF", "WEBP", "GIF", "PPM")
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
 """File names that are taken for images, in any case."""
 MAX_PIXELS = 89_478_485

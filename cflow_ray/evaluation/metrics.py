@@ -72,9 +72,7 @@ def f1_max(score_N: NDArray[np.floating], label_N: NDArray[np.generic]) -> float
     return float((2 * precision * recall / (precision + recall).clamp_min(1e-12)).max())
 
 
-def aupro(
-    maps: Sequence[NDArray[np.float32]], masks: Sequence[NDArray[np.bool_]], limit: float = 0.3
-) -> float:
+def aupro(maps: Sequence[NDArray[np.float32]], masks: Sequence[NDArray[np.bool_]], limit: float = 0.3) -> float:
     """Area under the per-region-overlap curve up to a false-positive rate, divided by it (Bergmann et al. 2021).
 
     Regions are the 8-connected parts of the masks; the curve takes every distinct map value as a threshold.

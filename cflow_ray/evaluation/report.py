@@ -52,7 +52,11 @@ def overlay(
 
 
 def heat_map_panel(
-    image_HW3: NDArray[np.uint8], map_HW: NDArray[np.float32], floor: float, mask_HW: NDArray[np.bool_] | None, caption: str
+    image_HW3: NDArray[np.uint8],
+    map_HW: NDArray[np.float32],
+    floor: float,
+    mask_HW: NDArray[np.bool_] | None,
+    caption: str,
 ) -> bytes:
     """PNG with image, heat map and, where known, the true defect's outline, side by side under a caption."""
     panels = [image_HW3, overlay(image_HW3, map_HW, floor)]

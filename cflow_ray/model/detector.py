@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar, cast
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -79,8 +79,8 @@ class DetectorBank(Generic[Key]):
     """Many categories behind one encoder: a mixed batch takes one encoder pass, then each detector its images.
 
     `load_detector` gives the detector of a key (a category, or a category and a version), `load_encoder` the network
-    of a configuration and a digest of weights; both are called once and kept. Detectors beyond `capacity_bytes` leave, least recently used
-    first; the one in use always stays. Calls from several threads are serialised.
+    of a configuration and a digest of weights; both are called once and kept. Detectors beyond `capacity_bytes` leave,
+    least recently used first; the one in use always stays. Calls from several threads are serialised.
     """
 
     def __init__(

@@ -89,7 +89,9 @@ class Plan(Model):
                 raise DataError(f"the key {key!r} does not fit the category pattern {self.category_pattern!r}")
             category = match["category"]
         if category not in self.checkpoints:
-            raise DataError(f"no checkpoint for category {category!r}; there are {', '.join(self.checkpoints) or 'none'}")
+            raise DataError(
+                f"no checkpoint for category {category!r}; there are {', '.join(self.checkpoints) or 'none'}"
+            )
         return category
 
 

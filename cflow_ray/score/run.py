@@ -14,7 +14,7 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from cflow_ray.config import ScoreConfig
-from cflow_ray.errors import CflowRayError, DataError
+from cflow_ray.errors import CflowRayError
 from cflow_ray.score.plan import Chunk, plan_job
 from cflow_ray.score.stages import ReadChunk, ScoreChunk
 from cflow_ray.store.checkpoint import installed_packages
@@ -74,7 +74,9 @@ def pipeline(pending: list[Chunk], config: ScoreConfig) -> Dataset:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    workers = _worker_count(config, len(pending))
+    for noisy in ("ray.data", "ray._private.authentication"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    workers = config.cluster.worker_count(ray.cluster_resources().get("CPU", 0), len(pending))
     rows = [asdict(chunk) for chunk in pending]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
     read = ReadChunk(config.output, config.storage_options)
@@ -83,8 +85,6 @@ def pipeline(pending: list[Chunk], config: ScoreConfig) -> Dataset:
         fn_constructor_args=(config.output, config.storage_options, config.batch_size, _CAPACITY_BYTES),
         compute=ActorPoolStrategy(size=workers),
         num_cpus=_ACTOR_SHARE * config.cluster.cpus_per_worker,
-        max_restarts=-1,
-        max_task_retries=3,
     )
 
 
@@ -101,18 +101,6 @@ def _run(dataset: Dataset, summary: JobSummary, progress: Callable[[int, int], N
         if isinstance(cause, CflowRayError):
             raise cause from error
         raise
-
-
-def _worker_count(config: ScoreConfig, chunks: int) -> int:
-    cpus = ray.cluster_resources().get("CPU", 0)
-    room = int(cpus // config.cluster.cpus_per_worker)
-    wanted = room if config.cluster.workers == "auto" else config.cluster.workers
-    if room < 1 or wanted > room:
-        raise DataError(
-            f"{max(wanted, 1)} workers of {config.cluster.cpus_per_worker:g} processors do not fit the cluster's {cpus:g}; "
-            "ask for fewer with --workers."
-        )
-    return min(wanted, chunks)
 
 
 def _finish(results: Storage, summary: JobSummary, checkpoints: Mapping[str, str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cflow_ray.data.archive import Member, read_records
+from cflow_ray.data.archive import ShardIndex, read_records
 from cflow_ray.data.images import encode_map, prepare
 from cflow_ray.errors import CflowRayError, DataError, ImageError, StorageError
 from cflow_ray.model.detector import Detector, Finding
@@ -34,12 +35,13 @@ class ReadChunk:
     def __init__(self, output: str, storage_options: Mapping[str, Any]) -> None:
         self._output = output
         self._storage_options = dict(storage_options)
+        self._storage_options_json = json.dumps(self._storage_options, sort_keys=True)
 
     def __call__(self, row: Row) -> Row:
         """From {shard, first, count} to a decoded chunk."""
         start = perf_counter()
-        plan, members, damage = _records_of(self._output, self._storage_options, row["shard"])
-        wanted = members[row["first"] : row["first"] + row["count"]]
+        plan, index = _planned(self._output, self._storage_options_json, row["shard"])
+        wanted = index.members[row["first"] : row["first"] + row["count"]]
         records, pixels = [], bytearray()
         shard = plan.shard(row["shard"]).shard
         contents = read_records(shard, wanted, self._storage_options) if wanted else iter(())
@@ -48,7 +50,7 @@ class ReadChunk:
             records.append(record)
             pixels += image
         if len(records) < row["count"]:
-            records.append(_failed("", None, damage or "no such record"))
+            records.append(_failed("", None, index.damage or "no such record"))
         return {
             "shard": row["shard"],
             "first": row["first"],
@@ -85,8 +87,8 @@ class ScoreChunk:
         write_part(self._results, Chunk(chunk["shard"], chunk["first"], len(rows)).part, rows, maps)
         return {
             "rows": len(rows),
-            "errors": sum(row["error"] is not None for row in rows),
-            "anomalies": sum(bool(row["is_anomaly"]) for row in rows),
+            "errors": sum(row.get("error") is not None for row in rows),
+            "anomalies": sum(bool(row.get("is_anomaly")) for row in rows),
             "read_seconds": chunk["read_seconds"],
             "score_seconds": perf_counter() - start,
         }
@@ -115,7 +117,11 @@ class ScoreChunk:
         part = Chunk(chunk["shard"], chunk["first"], len(chunk["records"])).part
         rows, maps = [], {}
         for number, record in enumerate(chunk["records"]):
-            row = {"image_id": f"{chunk['shard']}/{record['key']}", "key": record["key"], "category": record["category"]}
+            row = {
+                "image_id": f"{chunk['shard']}/{record['key']}",
+                "key": record["key"],
+                "category": record["category"],
+            }
             if number not in findings:
                 rows.append(row | {"error": record["error"]})
                 continue
@@ -136,19 +142,10 @@ def _scored(record: Row, finding: Finding, detector: Detector, checkpoint: Plann
 
 
 @lru_cache(maxsize=4)
-def _cached_records(output: str, options: tuple[tuple[str, Any], ...], shard: str) -> tuple[Plan, tuple[Member, ...], str | None]:
-    storage = Storage(output, dict(options))
-    index = read_planned_index(storage, shard)
-    return read_plan(storage), index.members, index.damage
-
-
-def _records_of(output: str, options: Mapping[str, Any], shard: str) -> tuple[Plan, tuple[Member, ...], str | None]:
-    try:
-        return _cached_records(output, tuple(options.items()), shard)
-    except TypeError:  # nested options cannot be hashed; read again
-        storage = Storage(output, options)
-        index = read_planned_index(storage, shard)
-        return read_plan(storage), index.members, index.damage
+def _planned(output: str, storage_options_json: str, shard: str) -> tuple[Plan, ShardIndex]:
+    """The plan and one shard's records, read once a process for the many chunks of a shard."""
+    storage = Storage(output, json.loads(storage_options_json))
+    return read_plan(storage), read_planned_index(storage, shard)
 
 
 def _decoded(plan: Plan, key: str, content: bytes | StorageError) -> tuple[Row, bytes]:
@@ -162,7 +159,14 @@ def _decoded(plan: Plan, key: str, content: bytes | StorageError) -> tuple[Row, 
         image = prepare(content, side)
     except (ImageError, DataError, StorageError) as error:
         return _failed(key, category, str(error)), b""
-    record = {"key": key, "category": category, "error": None, "width": image.width, "height": image.height, "side": side}
+    record = {
+        "key": key,
+        "category": category,
+        "error": None,
+        "width": image.width,
+        "height": image.height,
+        "side": side,
+    }
     return record, image.pixels_3HW.numpy().tobytes()
 
 

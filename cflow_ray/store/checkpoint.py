@@ -47,7 +47,7 @@ class Manifest(Model):
     """Log-likelihood per dimension of each level's peak, in nats."""
     calibration_scores: tuple[float, ...]
     """Ascending scores of normal images that chose nothing."""
-    metrics: dict[str, float | None] = {}
+    metrics: dict[str, float | None] = Field(default_factory=dict)
     """Metrics on the labelled test images, last step, no test image having chosen anything."""
     nll: tuple[float, ...] = ()
     """Held-out negative log-likelihood per dimension of each level, in nats."""

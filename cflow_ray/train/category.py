@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cflow_ray.config import DetectorConfig
 from cflow_ray.data.images import PreparedImage
-from cflow_ray.data.loading import Loaded, load_images
+from cflow_ray.data.loading import load_images
 from cflow_ray.data.samples import TEST, DataSet, Sample
 from cflow_ray.errors import CflowRayError, DataError, ImageError
 from cflow_ray.evaluation.evaluate import LabelledFindings, read_mask

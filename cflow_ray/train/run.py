@@ -18,7 +18,7 @@ from ray.train.torch import TorchTrainer
 
 from cflow_ray.config import FitConfig
 from cflow_ray.data.datasets import read_data_set
-from cflow_ray.errors import CheckpointError, DataError, FitError
+from cflow_ray.errors import CheckpointError, DataError
 from cflow_ray.evaluation.metrics import Metrics
 from cflow_ray.model.fitting import FitProgress
 from cflow_ray.store.registry import Registry, check_category_name
@@ -58,7 +58,9 @@ def _plan(config: FitConfig) -> tuple[list[FitTask], FitSite, Mapping[str, int]]
     for category in wanted:
         check_category_name(category)
         if not data_set.normals(category):
-            raise DataError(f"{category!r} has no training image in {config.data}; add normal images to its train split.")
+            raise DataError(
+                f"{category!r} has no training image in {config.data}; add normal images to its train split."
+            )
     tasks = [
         FitTask(category, tuple(data_set.of(category)), config.detector(category), data_set.digest(category, sizes))
         for category in wanted
@@ -90,7 +92,8 @@ def _run(tasks: list[FitTask], site: FitSite, config: FitConfig, watch: Watch) -
         fit_worker,
         train_loop_config={"queue": queue, "site": site},
         scaling_config=ScalingConfig(
-            num_workers=_worker_count(config, len(tasks)), resources_per_worker={"CPU": config.cluster.cpus_per_worker}
+            num_workers=config.cluster.worker_count(ray.cluster_resources().get("CPU", 0), len(tasks)),
+            resources_per_worker={"CPU": config.cluster.cpus_per_worker},
         ),
         run_config=_run_config(config, queue),
     )
@@ -158,18 +161,6 @@ class _Watching:
     def _look(self) -> None:
         while not self._over.wait(_SECONDS_BETWEEN_LOOKS):
             self._watch(ray.get(self._queue.status.remote()))
-
-
-def _worker_count(config: FitConfig, categories: int) -> int:
-    cpus = ray.cluster_resources().get("CPU", 0)
-    room = int(cpus // config.cluster.cpus_per_worker)
-    wanted = room if config.cluster.workers == "auto" else config.cluster.workers
-    if room < 1 or wanted > room:
-        raise FitError(
-            f"{max(wanted, 1)} workers of {config.cluster.cpus_per_worker:g} processors do not fit the cluster's {cpus:g}; "
-            "ask for fewer with --workers."
-        )
-    return min(wanted, categories)
 
 
 def _run_config(config: FitConfig, queue: Any) -> RunConfig:

@@ -1,0 +1,108 @@
+"""Building the Serve application, and running it from a command line or a test."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from types import TracebackType
+from typing import Any, Self
+
+import ray
+from fastapi import FastAPI
+from ray import serve
+from ray.serve.config import HTTPOptions
+from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import LoggingConfig
+
+from cflow_ray.config import ServeConfig, load_config
+from cflow_ray.errors import CheckpointError, ServingError
+from cflow_ray.serve.api import build_api
+from cflow_ray.serve.service import ScoringService
+from cflow_ray.store.registry import Registry
+from cflow_ray.store.storage import Storage
+
+log = logging.getLogger(__name__)
+
+_APP = "cflow-ray"
+_MOST_REQUESTS = 1024  # in one replica, waiting ones included; the batch loop refuses before that
+
+
+class Replica(ScoringService):
+    """The service as Ray Serve runs it."""
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """The application of this replica, which Serve asks for once the service is there."""
+        return build_api(self)
+
+
+def build_app(args: dict[str, Any]) -> serve.Application:
+    """The Serve application over a registry: the builder of `serve run`, `serve deploy`, RayService and the CLI.
+
+    `args` are those of ServeConfig, as a Serve config file gives them. Raises CheckpointError where the registry is
+    missing or of another format.
+    """
+    config = load_config(ServeConfig, None, args)
+    registry = Registry.open(Storage(config.registry, config.storage_options))
+    if not registry.categories():
+        raise CheckpointError(f"the registry {config.registry} holds no checkpoint. Run: cflow-ray fit ...")
+    options = {"num_cpus": config.cluster.cpus_per_worker}
+    deployment = serve.deployment(
+        serve.ingress()(Replica),
+        name="ScoringService",
+        num_replicas=config.replicas,
+        max_ongoing_requests=_MOST_REQUESTS,
+        ray_actor_options=options,
+    )
+    application: serve.Application = deployment.bind(config.model_dump_json())
+    return application
+
+
+class Server:
+    """A running server; a context manager that stops it. Port 0 takes a free one."""
+
+    def __init__(self, config: ServeConfig) -> None:
+        application = build_app(config.model_dump())
+        port = config.port or _free_port(config.host)
+        _refuse_taken_port(config.host, port)
+        ray.init(**config.cluster.init_arguments())
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        serve.start(
+            http_options=HTTPOptions(host=config.host, port=port),
+            logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
+        )
+        try:
+            self.handle: DeploymentHandle = serve.run(application, name=_APP, route_prefix="/")
+        except RuntimeError as error:
+            serve.shutdown()
+            raise ServingError(f"the server did not start: {error}") from error
+        self.url = f"http://{config.host}:{port}"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Stop serving; the Ray cluster goes on."""
+        serve.shutdown()
+
+
+def _free_port(host: str) -> int:
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _refuse_taken_port(host: str, port: int) -> None:
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError as error:
+        raise ServingError(
+            f"cannot listen on {host}:{port}: {error.strerror}. Give another --port or --host."
+        ) from error
