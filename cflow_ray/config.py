@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from cflow_ray.errors import ConfigError
 
@@ -117,8 +118,8 @@ class DataConfig(Model):
     data: str
     """Path or URI of the data set's root, or of the table for layout `table`."""
     layout: Layout = "mvtec"
-    category: str | None = None
-    """Name of the only category, for layout `folder`."""
+    only: tuple[str, ...] = ()
+    """Only these categories (flag --category); empty takes all. For layout `folder` it names the category."""
     normal_dir: str = "normal"
     abnormal_dir: str | None = None
     normal_test_dir: str | None = None
@@ -129,8 +130,6 @@ class FitConfig(RunConfig, DataConfig):
     """`cflow-ray fit`: fit several categories in one run and promote their checkpoints."""
 
     registry: str
-    only: tuple[str, ...] = ()
-    """Fit only these categories (flag --category); empty fits all."""
     defaults: DetectorConfig = DetectorConfig()
     categories: dict[str, dict[str, Any]] = {}
     """Overrides per category, e.g. {screw: {input_size: 512}}; the names listed here are the ones that are fitted."""
@@ -154,14 +153,32 @@ class FitConfig(RunConfig, DataConfig):
         return {name: overrides or {} for name, overrides in value.items()} if isinstance(value, dict) else value
 
 
+def parse_size(value: object) -> object:
+    """Bytes from text like `256MB`, `64MiB` or `1GB`; anything else is left for validation to judge."""
+    match = (
+        re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?)(i?)B?\s*", value, re.IGNORECASE)
+        if isinstance(value, str)
+        else None
+    )
+    if match is None:
+        return value
+    base = 1024 if match[3] else 1000
+    return int(float(match[1]) * base ** " KMG".index(match[2].upper() or " "))
+
+
 class PackConfig(RunConfig, DataConfig):
     """`cflow-ray pack`: write the images of a data set into tar shards with an index."""
 
     output: str
     split: str | None = "test"
-    """Which split to pack; null packs all."""
-    only: tuple[str, ...] = ()
-    shard_bytes: int = Field(default=256 * 2**20, ge=4096)
+    """Which split to pack; `all` or null packs every image."""
+    shard_size: Annotated[int, BeforeValidator(parse_size), Field(ge=4096)] = 256 * 10**6
+    """Bytes of a shard, as a number or as text like 64MB."""
+
+    @field_validator("split")
+    @classmethod
+    def _all_is_null(cls, split: str | None) -> str | None:
+        return None if split == "all" else split
 
 
 class ScoreConfig(RunConfig):
@@ -190,6 +207,12 @@ class ScoreConfig(RunConfig):
         if pattern.count("{category}") != 1:
             raise ValueError("the pattern must hold {category} exactly once, e.g. '{category}/'")
         return pattern
+
+
+class RegistryConfig(RunConfig):
+    """`cflow-ray models ...`: a registry."""
+
+    registry: str
 
 
 class EvaluateConfig(RunConfig, DataConfig):

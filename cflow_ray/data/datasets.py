@@ -62,7 +62,7 @@ def _mvtec_sample(path: str, category: str, place: str, masks: dict[tuple[str, s
 def _read_folder(config: DataConfig, storage_options: Mapping[str, Any]) -> DataSet:
     """`normal_dir` trains; `normal_test_dir` and `abnormal_dir` test; `mask_dir` holds masks by stem of the abnormal."""
     root = _existing(config.data, storage_options)
-    category = config.category or posixpath.basename(root.uri)
+    category = config.only[0] if config.only else posixpath.basename(root.uri)
     masks = {_stem(path).removesuffix("_mask"): path for path in _images_below(root, config.mask_dir)}
     samples = [Sample(path, category, TRAIN, 0, "good") for path in _images_below(root, config.normal_dir)]
     samples += [Sample(path, category, TEST, 0, "good") for path in _images_below(root, config.normal_test_dir)]

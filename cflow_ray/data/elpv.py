@@ -37,20 +37,20 @@ ELPV = ElpvSize()
 
 
 def elpv_files(
-    categories: Sequence[str] = CATEGORIES, size: ElpvSize = ELPV, seed: int = 0
+    categories: Sequence[str] = CATEGORIES, seed: int = 0, size: ElpvSize = ELPV
 ) -> Iterator[tuple[str, bytes]]:
     """Yield (path relative to the data root, PNG bytes, 300 x 300 grey) in MVTec AD layout, without ground truth.
 
     `<category>/train/good`, `<category>/test/good` (no cell of the training set) and `<category>/test/defect`, drawn at
-    random by `seed` and named as in the source, `cell0042.png`. Raises ConfigError for an unknown category, DataError if
-    the package is absent or too small for `size`.
+    random by `seed` and named as in the source, `cell0042.png`. Raises ConfigError for an unknown category or more good
+    cells than there are, DataError if the package is absent.
     """
     for category in categories:
         if category not in CATEGORIES:
             raise ConfigError(
                 f"no elpv category {category!r}; there are {', '.join(CATEGORIES)}. Ask for one of these."
             )
-    folder = _folder()
+    folder = elpv_folder()
     cells = _read_cells(folder)
     for category in categories:
         generator = np.random.default_rng([seed, zlib.crc32(category.encode())])
@@ -71,13 +71,14 @@ def elpv_files(
                 yield f"{category}/{part}/{name.rpartition('/')[2]}", (folder / name).read_bytes()
 
 
-def _folder() -> Traversable:
+def elpv_folder(package: str = "elpv_dataset") -> Traversable:
+    """The folder of the installed package that holds `labels.csv` and `images`; DataError where it is not installed."""
     try:
-        return resources.files("elpv_dataset") / "data"
+        return resources.files(package) / "data"
     except ModuleNotFoundError as error:
         raise DataError(
-            "the elpv data was asked for, but the package elpv-dataset is not installed; the demo data 'synthetic' needs "
-            "no package. Run: pip install 'cflow-ray[elpv]'"
+            f"no package {package!r}, which carries the solar cells; the drawn textures need no package. "
+            "Run: pip install 'cflow-ray[elpv]'"
         ) from error
 
 

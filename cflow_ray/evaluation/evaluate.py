@@ -55,7 +55,7 @@ def read_mask(root: Storage, sample: Sample, size: tuple[int, ...]) -> NDArray[n
 
 
 def evaluate(
-    config: EvaluateConfig, progress: Callable[[str, int, int], None] = lambda name, done, total: None
+    config: EvaluateConfig, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> dict[str, Metrics]:
     """Metrics by category of a score table whose keys are the data set's image paths.
 
@@ -63,9 +63,10 @@ def evaluate(
     belongs to the data set.
     """
     data_set = read_data_set(config, config.storage_options)
+    wanted = set(data_set.chosen(config.only))
     results = Storage(config.results, config.storage_options)
     rows = [row for row in read_results(results).to_pylist() if row["error"] is None]
-    by_path = {sample.image: sample for sample in data_set.samples}
+    by_path = {sample.image: sample for sample in data_set.samples if sample.category in wanted}
     known = [row for row in rows if row["key"] in by_path]
     if not known:
         raise DataError(
@@ -76,7 +77,7 @@ def evaluate(
     for number, category in enumerate(categories, start=1):
         of_category = [row for row in known if by_path[row["key"]].category == category]
         found[category] = _category_metrics(data_set, results, of_category, by_path)
-        progress("evaluate", number, len(categories))
+        progress(number, len(categories))
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 import numpy as np
@@ -12,6 +12,7 @@ from rich.table import Table
 
 from cflow_ray.data.images import encode_png
 from cflow_ray.evaluation.metrics import Metrics
+from cflow_ray.store.registry import Version
 
 _ROWS = (("Image-Level AUC", "image_auroc"), ("Pixel-Level AUC", "pixel_auroc"), ("Pixel F1 Score", "pixel_f1"))
 
@@ -21,7 +22,19 @@ def metrics_table(metrics: Mapping[str, Metrics]) -> Table:
     table = Table("Metric", "Avg", *(category.replace("_", " ").title() for category in metrics))
     for title, name in _ROWS:
         values = [getattr(of_category, name) for of_category in metrics.values()]
-        table.add_row(title, *(_figure(value) for value in [mean(values), *values]))
+        table.add_row(title, *(figure(value) for value in [mean(values), *values]))
+    return table
+
+
+def versions_table(versions: Sequence[Version]) -> Table:
+    """Every version of a registry; the promoted one is marked."""
+    table = Table("Category", "Version", "Best", "Created", "Image AUROC", "Pixel AUROC", "Images")
+    for version in versions:
+        manifest = version.manifest
+        figures = (figure(manifest.metrics.get(name)) for name in ("image_auroc", "pixel_auroc"))
+        best = "best" if version.promoted else ""
+        images = str(manifest.training_images)
+        table.add_row(version.category, version.version, best, manifest.created, *figures, images)
     return table
 
 
@@ -31,7 +44,7 @@ def markdown_table(metrics: Mapping[str, Metrics]) -> str:
     lines = ["| Metric | Avg | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
     for title, name in _ROWS:
         values = [getattr(of_category, name) for of_category in metrics.values()]
-        lines.append(f"| {title} | " + " | ".join(_figure(value) for value in [mean(values), *values]) + " |")
+        lines.append(f"| {title} | " + " | ".join(figure(value) for value in [mean(values), *values]) + " |")
     return "\n".join(lines)
 
 
@@ -79,5 +92,6 @@ def _outlined(image_HW3: NDArray[np.uint8], mask_HW: NDArray[np.bool_]) -> NDArr
     return outlined
 
 
-def _figure(value: float | None) -> str:
+def figure(value: float | None) -> str:
+    """A figure in per cent with two decimals; `-` where there is none."""
     return "-" if value is None else f"{100 * value:.2f}"

@@ -8,7 +8,6 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 import safetensors.torch
 from pydantic import ValidationError
@@ -222,8 +221,3 @@ def _number(version: str) -> tuple[int, str]:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def describe_pointer(category: str, pointer: Pointer) -> dict[str, Any]:
-    """A pointer as JSON."""
-    return {"category": category, **pointer.model_dump(mode="json")}

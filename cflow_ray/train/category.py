@@ -62,6 +62,17 @@ class Outcome:
     error: str | None = None
     notes: tuple[str, ...] = ()
 
+    def as_dict(self) -> dict[str, Any]:
+        """The outcome as JSON: the metrics by name beside status, version, seconds, error and notes."""
+        return {
+            **self.metrics.as_dict(),
+            "status": self.status,
+            "version": self.version,
+            "seconds": round(self.seconds, 1),
+            "error": self.error,
+            "notes": list(self.notes),
+        }
+
 
 def fit_category(task: FitTask, site: FitSite, report: Report) -> Outcome:
     """Fit, evaluate, store and promote one category; an expected failure is an Outcome with its error."""
