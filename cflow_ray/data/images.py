@@ -53,21 +53,18 @@ def prepare(content: bytes, input_size: int) -> PreparedImage:
 
 def decode(content: bytes) -> Image.Image:
     """An upright 8-bit RGB image; raises ImageError."""
-    if not content:
-        raise ImageError("empty file")
-    with _failures(), Image.open(io.BytesIO(content), formats=FORMATS) as image:
-        if image.width * image.height > MAX_PIXELS:
-            raise ImageError(f"{image.width} x {image.height} pixels; at most {MAX_PIXELS} are decoded")
+    with _opened(content) as image:
         image.load()
         return _to_rgb(ImageOps.exif_transpose(image))
 
 
 def decode_mask(content: bytes, size: tuple[int, int]) -> NDArray[np.bool_]:
     """A mask (H, W) at size (H, W), nearest neighbour; every value above 0 is defect. Raises ImageError."""
-    with _failures(), Image.open(io.BytesIO(content), formats=FORMATS) as image:
-        grey = image if image.mode in ("1", "L", "P", "I;16", "I") else image.convert("L")
-        mask = np.array(grey.resize((size[1], size[0]), Image.Resampling.NEAREST))
-    return mask > 0
+    with _opened(content) as image:
+        colours = [number for number, band in enumerate(image.getbands()) if band != "A"]
+        pixels_HWC = np.array(image.resize((size[1], size[0]), Image.Resampling.NEAREST)).reshape(*size, -1)
+    mask_HW: NDArray[np.bool_] = pixels_HWC[..., colours].max(axis=2) > 0
+    return mask_HW
 
 
 def encode_png(pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:
@@ -106,12 +103,17 @@ def _float_to_8_bit(pixels: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 @contextmanager
-def _failures() -> Iterator[None]:
-    """Turn what Pillow raises on damaged or hostile bytes into ImageError."""
+def _opened(content: bytes) -> Iterator[Image.Image]:
+    """An image of a known format and allowed size; what Pillow raises on damaged or hostile bytes is an ImageError."""
+    if not content:
+        raise ImageError("empty file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            yield
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise ImageError(f"{image.width} x {image.height} pixels; at most {MAX_PIXELS} are decoded")
+                yield image
     except ImageError:
         raise
     except UnidentifiedImageError as error:

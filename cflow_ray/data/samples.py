@@ -52,7 +52,8 @@ class DataSet:
 
     def of(self, category: str, split: str | None = None) -> list[Sample]:
         """Samples of a category, and of one split if given, in order of their paths."""
-        return [s for s in self.samples if s.category == category and split in (None, s.split)]
+        found = [s for s in self.samples if s.category == category and split in (None, s.split)]
+        return sorted(found, key=lambda sample: sample.image)
 
     def normals(self, category: str) -> list[Sample]:
         """The images a detector is fitted from: the training images not known to be anomalous."""

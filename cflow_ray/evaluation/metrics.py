@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage
+from scipy import integrate, ndimage
 from torchmetrics.functional.classification import binary_auroc, binary_precision_recall_curve
 
 # Shapes: I images, H x W pixels of a map and its mask.
@@ -24,6 +24,11 @@ class Metrics:
     pixel_f1: float | None = None
     aupro: float | None = None
     images: int = 0
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, float | None]) -> Metrics:
+        """What `as_dict` gave, as a manifest keeps it."""
+        return cls(**{**values, "images": int(values.get("images") or 0)})  # type: ignore[arg-type]
 
     def as_dict(self) -> dict[str, float | None]:
         """The figures by name."""
@@ -101,4 +106,4 @@ def _area_up_to(x: NDArray[np.float64], y: NDArray[np.float64], limit: float) ->
     inside = x <= limit
     x_cut = np.append(x[inside], limit)
     y_cut = np.append(y[inside], np.interp(limit, x, y))
-    return float(np.trapezoid(y_cut, x_cut))
+    return float(integrate.trapezoid(y_cut, x_cut))

@@ -61,7 +61,8 @@ def overlay(
     strength_HW = np.clip((map_HW - floor) / max(1e-6, 1 - floor), 0, 1)
     colour_HW3 = matplotlib.colormaps["YlOrRd"](0.3 + 0.7 * strength_HW)[..., :3] * 255
     alpha_HW1 = (opacity * np.clip(3 * strength_HW, 0, 1))[..., None]
-    return np.round(image_HW3 * (1 - alpha_HW1) + colour_HW3 * alpha_HW1).astype(np.uint8)
+    blended_HW3: NDArray[np.uint8] = np.round(image_HW3 * (1 - alpha_HW1) + colour_HW3 * alpha_HW1).astype(np.uint8)
+    return blended_HW3
 
 
 def heat_map_panel(
@@ -85,8 +86,8 @@ def heat_map_panel(
 
 def _outlined(image_HW3: NDArray[np.uint8], mask_HW: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """The image with the mask's border in cyan."""
-    inner = mask_HW.copy()
-    inner[1:-1, 1:-1] &= mask_HW[:-2, 1:-1] & mask_HW[2:, 1:-1] & mask_HW[1:-1, :-2] & mask_HW[1:-1, 2:]
+    padded = np.pad(mask_HW, 1)
+    inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     outlined = image_HW3.copy()
     outlined[mask_HW & ~inner] = (0, 220, 255)
     return outlined

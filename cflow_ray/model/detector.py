@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 import numpy as np
 import torch
@@ -38,7 +38,8 @@ class Detector(nn.Module):
     @torch.no_grad()
     def likelihoods(self, pyramid: Sequence[Tensor]) -> list[Tensor]:
         """Log-likelihoods per dimension (B, h_l, w_l) of every level's features (B, C_l, h_l, w_l), in nats."""
-        return [level_likelihood(decoder, features) for decoder, features in zip(self.decoders, pyramid, strict=True)]
+        decoders = cast(list[Decoder], list(self.decoders))
+        return [level_likelihood(decoder, features) for decoder, features in zip(decoders, pyramid, strict=True)]
 
     def maps(self, pyramid: Sequence[Tensor]) -> Tensor:
         """Anomaly maps (B, H, W) in [0, 1) at the input size."""

@@ -45,14 +45,23 @@ class Encoder(nn.Module):
 def _build(config: EncoderConfig) -> tuple[nn.Module, tuple[int, ...]]:
     try:
         strides = timm.create_model(config.name, features_only=True).feature_info.reduction()
-    except (RuntimeError, AttributeError) as error:
+    except (RuntimeError, AttributeError, ValueError, OSError) as error:
         raise ConfigError(f"timm has no feature network {config.name!r}: {error}. See timm.list_models().") from error
     absent = sorted(set(config.strides) - set(strides))
     if absent:
         raise ConfigError(f"{config.name} has no level of stride {absent}; it has {strides}.")
     levels = tuple(strides.index(stride) for stride in config.strides)
     network = timm.create_model(config.name, features_only=True, out_indices=levels)
+    _cut_after(network, network.feature_info.module_name()[-1])
     return network, tuple(network.feature_info.channels())
+
+
+def _cut_after(network: nn.Module, last: str) -> None:
+    """Remove the stages behind the one named `last`: timm's EfficientNets keep and run them all."""
+    parent, _, index = last.rpartition(".")
+    stages = dict(network.named_modules()).get(parent)
+    if isinstance(stages, nn.Sequential) and index.isdigit():
+        del stages[int(index) + 1 :]
 
 
 def _check_state(config: EncoderConfig, needed: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cflow_ray.config import DetectorConfig
-from cflow_ray.errors import DataError, FitError
+from cflow_ray.errors import ConfigError, DataError, FitError
 from cflow_ray.model.detector import Detector, level_likelihood
 from cflow_ray.model.encoder import Encoder
 from cflow_ray.model.flow import Decoder
@@ -53,13 +53,18 @@ class Split:
 
 
 def split_normals(count: int, config: DetectorConfig, generator: torch.Generator) -> Split:
-    """A random split of `count` normal images; raises DataError below 8 images."""
+    """A random split of `count` normal images; DataError below 8, ConfigError where the shares leave none to train."""
     if count < SMALLEST_CATEGORY:
         raise DataError(
             f"{count} normal training images; at least {SMALLEST_CATEGORY} are needed to fit and calibrate."
         )
     selection = max(min(4, count // 4), round(config.selection_fraction * count))
     calibration = max(min(4, count // 4), round(config.calibration_fraction * count))
+    if selection + calibration >= count:
+        raise ConfigError(
+            f"selection_fraction {config.selection_fraction:g} and calibration_fraction {config.calibration_fraction:g} "
+            f"leave none of {count} normal images to train on; lower them."
+        )
     order = torch.randperm(count, generator=generator).tolist()
     return Split(
         train=tuple(sorted(order[selection + calibration :])),
@@ -89,16 +94,20 @@ def fit_detector(
     """
     generator = torch.Generator().manual_seed(seed)
     split = split_normals(len(pyramid[0]), config, generator)
+    levels = [_Level(number, len(pyramid), stride) for number, stride in enumerate(config.encoder.strides)]
+    for level, features in zip(levels, pyramid, strict=True):
+        if not torch.isfinite(features).all():
+            raise FitError(f"the encoder gave features that are not finite at {level}, before the first step.")
     decoders = [
         _fit_level(
-            _Level(number, len(pyramid), config.encoder.strides[number]),
+            level,
             _Fibres(features[list(split.train)], config),
             _Fibres(features[list(split.selection)], config),
             config,
             generator,
             report,
         )
-        for number, features in enumerate(pyramid)
+        for level, features in zip(levels, pyramid, strict=True)
     ]
     return _calibrated(decoders, pyramid, split, config)
 
@@ -121,12 +130,10 @@ def _fit_level(
     generator: torch.Generator,
     report: Report,
 ) -> Decoder:
-    if not torch.isfinite(fibres.rows_NC).all():
-        raise FitError(f"the encoder gave features that are not finite at {level}, before the first step.")
     schedule = level_schedule(config.recipe, level.stride, len(fibres))
     decoder = Decoder(fibres.rows_NC.shape[1], config.flow, generator)
     initialise_from_data(decoder, fibres.rows_NC)
-    best = _Best(decoder, held_out.sample(min(_SELECTION_FIBRES, len(held_out)), generator))
+    best = _Best(level, decoder, held_out.sample(min(_SELECTION_FIBRES, len(held_out)), generator))
     for step, loss in _descend(decoder, fibres, schedule, generator):
         if not torch.isfinite(loss):
             raise FitError(f"the loss became {loss.item()} at {level}, step {step}.")
@@ -182,7 +189,8 @@ class _Fibres:
 class _Best:
     """The state of a decoder at which the held-out fibres were likeliest."""
 
-    def __init__(self, decoder: Decoder, held_out: tuple[Tensor, Tensor]) -> None:
+    def __init__(self, level: _Level, decoder: Decoder, held_out: tuple[Tensor, Tensor]) -> None:
+        self._level = level
         self._decoder = decoder
         self._held_out = held_out
         self.nll = float("inf")
@@ -197,7 +205,7 @@ class _Best:
 
     def decoder(self) -> Decoder:
         if not self._state:
-            raise FitError("the held-out likelihood was never finite; the features cannot be fitted.")
+            raise FitError(f"the held-out likelihood was never finite at {self._level}; its features cannot be fitted.")
         self._decoder.load_state_dict(self._state)
         return self._decoder
 

@@ -87,8 +87,8 @@ class Decoder(nn.Module):
 def sample_rotation(channels: int, generator: torch.Generator) -> Tensor:
     """A matrix (channels, channels) drawn uniformly from SO(channels): QR of a Gaussian, signs fixed (Mezzadri 2007)."""
     gaussian = torch.randn(channels, channels, generator=generator, dtype=torch.float64)
-    rotation, upper = torch.linalg.qr(gaussian)
-    rotation = rotation * upper.diagonal().sign()
+    orthogonal, upper = torch.linalg.qr(gaussian)
+    rotation: Tensor = orthogonal * upper.diagonal().sign()
     if torch.linalg.det(rotation) < 0:
         rotation[:, 0].neg_()
     return rotation.float()

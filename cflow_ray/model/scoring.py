@@ -35,7 +35,9 @@ class Calibration:
 
         With n calibration images the smallest p-value is 1 / (n + 1), so targets below that cannot be kept.
         """
-        rank = math.floor(target_fpr * (len(self.scores) + 1) + 1e-9)
+        rank = math.floor(target_fpr * (len(self.scores) + 1) + 1e-9)  # the product may miss a whole number
+        if rank / (len(self.scores) + 1) > target_fpr:
+            rank -= 1
         return self.scores[-rank] if rank >= 1 else None
 
     @property
@@ -51,7 +53,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Region:
-    """A connected part of the map at or above the threshold, in pixels of the original image."""
+    """A connected part of the map above the threshold, in pixels of the original image."""
 
     box: tuple[int, int, int, int]
     """Left, top, right, bottom; right and bottom exclusive."""
@@ -106,14 +108,14 @@ def image_scores(map_BHW: Tensor, top_fraction: float) -> Tensor:
     """Scores (B,) in [0, 1): the mean of the map's highest pixels; a fraction of 0 takes the maximum."""
     pixels_BP = map_BHW.flatten(1)
     count = max(1, math.ceil(top_fraction * pixels_BP.shape[1]))
-    return pixels_BP.topk(count, dim=1).values.mean(1)
+    return pixels_BP.topk(count, dim=1).values.double().mean(1).float()  # a float32 mean can pass the maximum
 
 
 def find_regions(map_HW: NDArray[np.float32], threshold: float | None, width: int, height: int) -> list[Region]:
     """8-connected regions of the map above the threshold, scaled to an original of width x height, highest peak first."""
     if threshold is None or not (above := map_HW > threshold).any():
         return []
-    scale_x, scale_y = width / map_HW.shape[1], height / map_HW.shape[0]
+    map_height, map_width = map_HW.shape
     labels, count = ndimage.label(above, structure=np.ones((3, 3)))
     indices = np.arange(1, count + 1)
     areas = ndimage.sum_labels(above, labels, indices)
@@ -121,12 +123,12 @@ def find_regions(map_HW: NDArray[np.float32], threshold: float | None, width: in
     regions = [
         Region(
             box=(
-                math.floor(columns.start * scale_x),
-                math.floor(rows.start * scale_y),
-                math.ceil(columns.stop * scale_x),
-                math.ceil(rows.stop * scale_y),
+                columns.start * width // map_width,  # whole numbers: a float product can pass the image's edge
+                rows.start * height // map_height,
+                -(-columns.stop * width // map_width),
+                -(-rows.stop * height // map_height),
             ),
-            area=float(area * scale_x * scale_y),
+            area=float(area * width * height / map_HW.size),
             peak=float(peak),
         )
         for (rows, columns), area, peak in zip(ndimage.find_objects(labels), areas, peaks, strict=True)

@@ -7,8 +7,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pydantic import ValidationError
-
 from cflow_ray.config import Maps, Model, ScoreConfig
 from cflow_ray.data.archive import Shard, ShardIndex, find_shards, read_index
 from cflow_ray.errors import CheckpointError, ConfigError, DataError
@@ -133,10 +131,16 @@ def plan_job(config: ScoreConfig, output: Storage) -> Plan:
 
 
 def read_plan(output: Storage) -> Plan:
-    """The plan of an output; raises DataError where it is damaged."""
+    """The plan of an output; raises DataError where it is damaged or of another format."""
     try:
-        return Plan.model_validate(json.loads(output.read(_PLAN)))
-    except (ValueError, ValidationError) as error:
+        content = json.loads(output.read(_PLAN))
+        if content.get("format_version") != FORMAT_VERSION:
+            raise DataError(
+                f"{output.join(_PLAN)} has format version {content.get('format_version')!r}; this release reads "
+                f"{FORMAT_VERSION}. Give another --output."
+            )
+        return Plan.model_validate(content)
+    except (ValueError, AttributeError) as error:
         raise DataError(f"{output.join(_PLAN)} is damaged; give another --output.") from error
 
 

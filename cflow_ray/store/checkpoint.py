@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Self
 
 import safetensors
 import safetensors.torch
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 from torch import Tensor
 
 from cflow_ray import __version__
@@ -58,6 +58,13 @@ class Manifest(Model):
     created: str = ""
     fit_seconds: float = 0.0
     packages: dict[str, str] = Field(default_factory=installed_packages)
+
+    @model_validator(mode="after")
+    def _one_of_each_per_level(self) -> Self:
+        levels = len(self.detector.encoder.strides)
+        if not levels == len(self.channels) == len(self.peaks):
+            raise ValueError(f"{levels} strides, {len(self.channels)} channels and {len(self.peaks)} peaks")
+        return self
 
 
 def save_checkpoint(storage: Storage, detector: Detector, manifest: Manifest, preview_png: bytes | None) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+import safetensors
 import safetensors.torch
 from pydantic import ValidationError
 from torch import Tensor
@@ -117,7 +118,7 @@ class Registry:
             check_format(content.get("format_version"), self.storage.join(path))
             return Pointer.model_validate(content)
         except (ValueError, AttributeError, ValidationError) as error:
-            raise CheckpointError(f"{self.storage.join(path)} is damaged: {error}. Promote a version again.") from error
+            raise CheckpointError(f"{self.storage.join(path)} is damaged: {error}. Delete it, then promote.") from error
 
     def resolve(self, category: str, version: str) -> str:
         """The full name of a version given by its start."""
@@ -146,7 +147,8 @@ class Registry:
             raise CheckpointError(
                 f"{category!r} has no earlier version to go back to; its only one is {current.version}."
             )
-        return self._move(category, Pointer(version=current.history[-1], history=current.history[:-1], promoted=_now()))
+        version = self.resolve(category, current.history[-1])
+        return self._move(category, Pointer(version=version, history=current.history[:-1], promoted=_now()))
 
     def manifest(self, category: str, version: str) -> Manifest:
         """The manifest of a version."""
@@ -161,7 +163,10 @@ class Registry:
         path = f"{_ENCODERS}/{weights_digest}.safetensors"
         if not self.storage.is_file(path):
             raise CheckpointError(f"the registry lacks the encoder weights {path}; fit again or copy them in.")
-        state = safetensors.torch.load(self.storage.read(path))
+        try:
+            state = safetensors.torch.load(self.storage.read(path))
+        except safetensors.SafetensorError as error:
+            raise CheckpointError(f"{self.storage.join(path)} is damaged: {error}. Copy it again.") from error
         if digest(state) != weights_digest:
             raise CheckpointError(f"{self.storage.join(path)} does not have the digest in its name; copy it again.")
         return Encoder(config, state)

@@ -41,7 +41,7 @@ SCORE_SCHEMA = pa.schema(
 )
 """One row a record. `map` names the side-car tar (below the results) that holds `<key>.png`, 16 bit, value x 65535."""
 
-_PART = re.compile(r"shard=(?P<shard>[^/]+)/part-(?P<first>\d+)\.parquet")
+_PART = re.compile(r"shard=(?P<shard>[^/]+)/part-(?P<first>\d{9,})\.parquet")
 
 
 @dataclass(frozen=True, order=True)
@@ -78,12 +78,21 @@ def finished_parts(results: Storage) -> set[PartName]:
 
 
 def read_results(results: Storage) -> pa.Table:
-    """All rows, in order of shard and record; raises DataError where there are none."""
+    """All rows, in order of shard and record; raises DataError where there are none or one is damaged."""
     parts = sorted(finished_parts(results))
     if not parts:
         raise DataError(f"{results.uri} holds no score table. Run: cflow-ray score ... --output {results.uri}")
-    tables = [pq.read_table(io.BytesIO(results.read(part.path))) for part in parts]
-    return pa.concat_tables([table.select(SCORE_SCHEMA.names).cast(SCORE_SCHEMA) for table in tables])
+    return pa.concat_tables([_read_part(results, part) for part in parts])
+
+
+def _read_part(results: Storage, name: PartName) -> pa.Table:
+    try:
+        table = pq.read_table(io.BytesIO(results.read(name.path)))
+        return table.select(SCORE_SCHEMA.names).cast(SCORE_SCHEMA)
+    except (pa.ArrowException, KeyError, OSError) as error:
+        raise DataError(
+            f"{results.join(name.path)} is no part of a score table: {error}. Delete it and run the job again."
+        ) from error
 
 
 def read_maps(results: Storage, path: str) -> dict[str, bytes]:

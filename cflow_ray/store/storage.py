@@ -7,6 +7,7 @@ import os
 import posixpath
 import uuid
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import IO, Any, cast
 
 import fsspec
@@ -36,7 +37,7 @@ class Storage:
     """
 
     def __init__(self, uri: str, options: Mapping[str, Any] | None = None) -> None:
-        self.uri = uri.rstrip("/") or "/"
+        self.uri = _without_last_slash(uri)
         self.options = dict(options or {})
         protocol = split_protocol(uri)[0]
         self.is_local = protocol in (None, "file", "local")
@@ -49,11 +50,12 @@ class Storage:
 
     def child(self, path: str) -> Storage:
         """The tree below a folder of this one."""
+        self._full(path)  # refuses what leaves this root
         return Storage(self.join(path), self.options)
 
     def join(self, path: str) -> str:
         """The URI of a path below this root."""
-        return f"{self.uri.rstrip('/')}/{path}" if path else self.uri
+        return f"{self.uri}{'' if self.uri.endswith('/') else '/'}{path}" if path else self.uri
 
     def exists(self, path: str = "") -> bool:
         """Whether a file or a non-empty folder is there."""
@@ -79,20 +81,26 @@ class Storage:
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """The same files with their bytes."""
+        top = self._full(prefix)
         with self._failures(prefix):
-            found = self._fs.find(self._full(prefix), detail=True)
+            found = _local_sizes(top) if self.is_local else _remote_sizes(self._fs, top)
         start = len(self._root.rstrip("/")) + 1
-        relative = {name[start:]: int(entry["size"]) for name, entry in sorted(found.items())}
+        relative = {name[start:]: size for name, size in sorted(found.items())}
         return {name: size for name, size in relative.items() if not any(p.startswith(".") for p in name.split("/"))}
 
     def folders(self, prefix: str = "") -> list[str]:
         """Names of the folders directly below one, sorted; empty if there is none."""
+        top = self._full(prefix)
         with self._failures(prefix):
             try:
-                entries = self._fs.ls(self._full(prefix), detail=True)
+                if self.is_local:
+                    names = [entry.name for entry in os.scandir(top) if entry.is_dir()]
+                else:
+                    entries = self._fs.ls(top, detail=True)
+                    folders = (entry["name"].rstrip("/") for entry in entries if entry["type"] == "directory")
+                    names = [posixpath.basename(folder) for folder in folders]
             except (FileNotFoundError, NotADirectoryError):
                 return []
-        names = (posixpath.basename(entry["name"].rstrip("/")) for entry in entries if entry["type"] == "directory")
         return sorted(name for name in names if name and not name.startswith("."))
 
     def read(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
@@ -157,12 +165,55 @@ class Storage:
             raise StorageError(
                 f"cannot reach {self.join(path)}: {reason}. Check the path, --storage-option endpoint_url and the network."
             ) from error
+        except TypeError as error:  # s3fs looks at the names of its options when it first connects
+            if self.is_local or not self.options:
+                raise
+            names = ", ".join(sorted(self.options))
+            raise StorageError(
+                f"cannot open {self.uri} with options {names}: {error}. Check --storage-option."
+            ) from error
 
 
 def split_uri(uri: str) -> tuple[str, str]:
     """A file's URI as (URI of its folder, name)."""
     folder, _, name = uri.rstrip("/").rpartition("/")
+    if folder.endswith((":/", "://")):  # the root of a file system: memory://x.tar, file:///x.tar
+        return f"{folder}/", name
     return folder or ("/" if uri.startswith("/") else "."), name
+
+
+def _without_last_slash(uri: str) -> str:
+    """The URI of a folder in one spelling; the root of a file system (`/`, `memory://`) keeps its slashes."""
+    shorter = uri.rstrip("/")
+    return uri if not shorter or (shorter.endswith(":") and "://" in uri) else shorter
+
+
+def _local_sizes(top: str) -> dict[str, int]:
+    """Bytes by path of the files below a folder. Unlike fsspec's listing it follows links to folders, and fails where
+    a folder may not be read."""
+
+    def fail(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise error
+
+    found: dict[str, int] = {}
+    for folder, below, names in os.walk(top, onerror=fail, followlinks=True):
+        below[:] = [name for name in below if not _leads_back(posixpath.join(folder, name))]
+        for name in names:
+            path = posixpath.join(folder, name)
+            found[path] = os.path.getsize(path) if os.path.exists(path) else 0  # a link to nothing has no bytes
+    return found
+
+
+def _leads_back(folder: str) -> bool:
+    """Whether a folder is a link to one on the way to it."""
+    return os.path.islink(folder) and any(os.path.samefile(folder, parent) for parent in Path(folder).parents)
+
+
+def _remote_sizes(file_system: fsspec.AbstractFileSystem, top: str) -> dict[str, int]:
+    inside = top.rstrip("/") + "/"
+    found = file_system.find(top, detail=True)  # the file itself, without details, where `top` is one
+    return {name: int(entry["size"]) for name, entry in found.items() if name.startswith(inside)}
 
 
 def _file_system_options(protocol: str | None, options: Mapping[str, Any]) -> dict[str, Any]:

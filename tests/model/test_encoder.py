@@ -1,0 +1,110 @@
+"""The encoder gives the frozen network's features, and refuses weights that are not that network's."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+from torch import Tensor
+
+from cflow_ray.config import EncoderConfig
+from cflow_ray.errors import CheckpointError, ConfigError
+from cflow_ray.model.encoder import Encoder
+
+IMAGENET = (torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225]))
+HALF = (torch.tensor([0.5, 0.5, 0.5]), torch.tensor([0.5, 0.5, 0.5]))
+
+
+@pytest.mark.parametrize("side", [64, 96])
+def test_pyramid_has_strides_8_16_32_and_the_channels_of_lite0(lite0: Encoder, side: int) -> None:
+    pyramid = lite0(torch.zeros(2, 3, side, side, dtype=torch.uint8))
+    assert [tuple(level.shape) for level in pyramid] == [
+        (2, 40, side // 8, side // 8),
+        (2, 112, side // 16, side // 16),
+        (2, 320, side // 32, side // 32),
+    ]
+    assert lite0.channels == (40, 112, 320)
+    assert all(level.dtype == torch.float32 for level in pyramid)
+
+
+@pytest.mark.parametrize(("name", "normalisation"), [("tf_efficientnet_lite0", HALF), ("resnet18", IMAGENET)])
+def test_features_are_those_inside_the_whole_network_on_normalised_images(
+    name: str, normalisation: tuple[Tensor, Tensor], photographs: Tensor
+) -> None:
+    torch.manual_seed(0)
+    whole = timm.create_model(name).eval()
+    for module in whole.modules():  # running statistics that a mix-up of layers would show
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.1, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    encoder = Encoder(EncoderConfig(name=name, weights="test"), whole.state_dict())
+
+    mean, std = (values.view(1, 3, 1, 1) for values in normalisation)
+    with torch.no_grad():
+        inside = whole.forward_intermediates((photographs / 255.0 - mean) / std, intermediates_only=True)
+    by_side = {features.shape[-1]: features for features in inside}
+    for stride, features in zip((8, 16, 32), encoder(photographs), strict=True):
+        expected = by_side[64 // stride]
+        torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_fewer_levels_are_the_same_levels_of_a_shorter_network(
+    lite0: Encoder, lite0_state: dict[str, Tensor], photographs: Tensor
+) -> None:
+    short = Encoder(EncoderConfig(strides=(8, 16)), lite0_state)
+    for features, same in zip(short(photographs), lite0(photographs), strict=False):
+        assert torch.equal(features, same)
+    weights_of_short, weights_of_whole = (sum(p.numel() for p in e.parameters()) for e in (short, lite0))
+    assert weights_of_short < 0.5 * weights_of_whole
+
+
+def test_one_image_alone_has_the_features_it_has_in_a_batch(lite0: Encoder, photographs: Tensor) -> None:
+    together = lite0(photographs)
+    for index in range(len(photographs)):
+        for alone, batch in zip(lite0(photographs[[index]]), together, strict=True):
+            assert (alone[0] - batch[index]).abs().max() <= 1e-5 * batch.abs().max()
+
+
+def test_encoder_is_frozen(lite0: Encoder, photographs: Tensor) -> None:
+    before = {name: tensor.clone() for name, tensor in lite0.state_dict().items()}
+    pyramid = lite0(photographs)
+    assert not lite0.training
+    assert not any(parameter.requires_grad for parameter in lite0.parameters())
+    assert not any(level.requires_grad for level in pyramid)
+    assert all(torch.equal(before[name], tensor) for name, tensor in lite0.state_dict().items())  # running statistics
+
+
+def test_weights_that_lack_a_tensor_are_refused_by_its_name(lite0_state: dict[str, Tensor]) -> None:
+    lacking = {name: tensor for name, tensor in lite0_state.items() if name != "blocks.3.1.conv_pw.weight"}
+    with pytest.raises(CheckpointError, match=r"blocks\.3\.1\.conv_pw\.weight"):
+        Encoder(EncoderConfig(), lacking)
+
+
+def test_weights_of_another_shape_are_refused_by_name_and_both_shapes(lite0_state: dict[str, Tensor]) -> None:
+    with pytest.raises(CheckpointError, match=r"conv_stem\.weight .*\(32, 3, 5, 5\).*\(32, 3, 3, 3\)"):
+        Encoder(EncoderConfig(), {**lite0_state, "conv_stem.weight": torch.zeros(32, 3, 5, 5)})
+
+
+def test_weights_of_another_network_are_refused() -> None:
+    with pytest.raises(CheckpointError, match="tf_efficientnet_lite0"):
+        Encoder(EncoderConfig(), timm.create_model("resnet18").state_dict())
+
+
+def test_tensors_past_the_last_level_are_not_needed(lite0_state: dict[str, Tensor]) -> None:
+    without_head = {
+        name: tensor
+        for name, tensor in lite0_state.items()
+        if not name.startswith(("conv_head", "bn2", "classifier", "blocks.5", "blocks.6"))
+    }
+    Encoder(EncoderConfig(strides=(8, 16)), without_head)
+
+
+@pytest.mark.parametrize("name", ["no_such_network", "", "tf_efficientnet_lite0.no_such_tag", "source:network"])
+def test_unknown_network_is_a_configuration_error(name: str) -> None:
+    with pytest.raises(ConfigError, match="timm"):
+        Encoder(EncoderConfig(name=name), {})
+
+
+def test_unknown_stride_is_a_configuration_error_that_lists_the_strides(lite0_state: dict[str, Tensor]) -> None:
+    with pytest.raises(ConfigError, match=r"stride \[64\].*2, 4, 8, 16, 32"):
+        Encoder(EncoderConfig(strides=(8, 64)), lite0_state)

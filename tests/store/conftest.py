@@ -1,0 +1,93 @@
+"""Fixtures of the store's tests: an empty tree on every kind of storage, and detectors small enough to write by the dozen."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from cflow_ray.config import DetectorConfig, EncoderConfig, FlowConfig
+from cflow_ray.model.detector import Detector
+from cflow_ray.model.flow import Decoder
+from cflow_ray.model.scoring import Calibration
+from cflow_ray.store.checkpoint import Manifest
+from cflow_ray.store.registry import Registry
+from cflow_ray.store.storage import Storage
+
+CHANNELS = (6, 5)
+
+MakeDetector = Callable[..., Detector]
+Describe = Callable[[Detector], Callable[[str], Manifest]]
+AddVersions = Callable[..., list[str]]
+
+
+@pytest.fixture(params=["local", "memory"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]:
+    """An empty tree: a local folder and, with the same test, fsspec's memory."""
+    if request.param == "local":
+        yield Storage(str(tmp_path / "tree"))
+        return
+    tree = Storage(f"memory://{uuid.uuid4().hex}/tree")
+    yield tree
+    for path in tree.files():
+        tree.remove(path)
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Storage:
+    """An empty local tree."""
+    return Storage(str(tmp_path / "local"))
+
+
+@pytest.fixture
+def registry(storage: Storage) -> Registry:
+    """An empty registry on every kind of storage."""
+    return Registry.create(storage)
+
+
+@pytest.fixture
+def make_detector() -> MakeDetector:
+    """A detector with drawn decoders of 6 and 5 channels, for a network that nobody loads."""
+
+    def make(seed: int = 0, scores: Sequence[float] = (0.1, 0.2, 0.3, 0.4), encoder_digest: str = "none") -> Detector:
+        generator = torch.Generator().manual_seed(seed)
+        flow = FlowConfig(blocks=2, condition_channels=8)
+        config = DetectorConfig(encoder=EncoderConfig(name="resnet18", strides=(8, 16)), flow=flow, input_size=64)
+        decoders = [Decoder(channels, flow, generator) for channels in CHANNELS]
+        peaks = torch.randn(len(CHANNELS), generator=generator, dtype=torch.float64).tolist()
+        return Detector(config, decoders, Calibration.of(peaks, scores), encoder_digest)
+
+    return make
+
+
+@pytest.fixture
+def describe() -> Describe:
+    """How a detector's manifest is made once its version is known."""
+
+    def describe_detector(detector: Detector, category: str = "screw") -> Callable[[str], Manifest]:
+        return lambda version: Manifest(
+            category=category,
+            version=version,
+            detector=detector.config,
+            encoder_digest=detector.encoder_digest,
+            channels=CHANNELS,
+            peaks=detector.calibration.peaks,
+            calibration_scores=detector.calibration.scores,
+            metrics={"image_auroc": 0.875, "pixel_auroc": None},
+        )
+
+    return describe_detector
+
+
+@pytest.fixture
+def add_versions(registry: Registry, make_detector: MakeDetector, describe: Describe) -> AddVersions:
+    """Adds versions of a category to the registry, none of them promoted; returns their names."""
+
+    def add(category: str = "screw", count: int = 1) -> list[str]:
+        detectors = [make_detector(seed) for seed in range(count)]
+        return [registry.add(category, detector, describe(detector), None) for detector in detectors]
+
+    return add
