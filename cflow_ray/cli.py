@@ -6,9 +6,10 @@ import json
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from functools import wraps
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import click
 from rich.console import Console
@@ -60,12 +61,12 @@ def _common(command: Command) -> Command:
     @wraps(command)
     def wrapped(*args: Any, as_json: bool, **kwargs: Any) -> None:
         log_to_stderr()
+        out = _Output(as_json, sys.stdout)
         try:
-            code = command(*args, out=_Output(as_json), **kwargs)
+            with redirect_stdout(sys.stderr):  # Ray prints there too, and stdout is for the result alone
+                code = command(*args, out=out, **kwargs)
         except CflowRayError as error:
-            if as_json:
-                click.echo(json.dumps({"error": str(error)}))
-            click.echo(f"error: {error}", err=True)
+            out.fail(str(error))
             code = error.exit_code
         except KeyboardInterrupt:
             click.echo("stopped; run the same command again to go on.", err=True)
@@ -78,16 +79,25 @@ def _common(command: Command) -> Command:
 class _Output:
     """Prints a result as one JSON object or as text."""
 
-    def __init__(self, as_json: bool) -> None:
+    def __init__(self, as_json: bool, stream: TextIO) -> None:
         self._as_json = as_json
-        self._console = Console() if Console().is_terminal else Console(width=_WIDTH_OFF_TERMINAL)
+        self._stream = stream
+        terminal = Console(file=stream)
+        self._console = terminal if terminal.is_terminal else Console(file=stream, width=_WIDTH_OFF_TERMINAL)
 
     def __call__(self, values: Mapping[str, Any], *text: str | Table) -> None:
         if self._as_json:
-            click.echo(json.dumps(values))
+            click.echo(json.dumps(values), file=self._stream)
             return
         for part in text:
-            self._console.print(part, highlight=False)
+            self._console.print(part, highlight=False, markup=False)
+        self._stream.flush()
+
+    def fail(self, message: str) -> None:
+        """An expected error: one line on stderr, and as JSON on stdout where that was asked for."""
+        if self._as_json:
+            click.echo(json.dumps({"error": message}), file=self._stream)
+        click.echo(f"error: {message}", err=True)
 
 
 _SETTING = {  # flags whose setting has another name
@@ -253,7 +263,6 @@ def serve(out: _Output, config_file: str | None, **flags: Any) -> None:
 
     with Server(config) as server:
         out({"url": server.url}, f"serving {config.registry} at {server.url}", f"try: curl {server.url}/v1/categories")
-        sys.stdout.flush()
         while True:
             time.sleep(1)
 
@@ -281,9 +290,7 @@ def _models_command(name: str, example: str) -> Callable[[Callable[..., Any]], c
             from cflow_ray.store.registry import Registry
             from cflow_ray.store.storage import Storage
 
-            return command(
-                out=out, registry=Registry.open(Storage(config.registry, config.storage_options)), **arguments
-            )
+            return command(out=out, registry=Registry(Storage(config.registry, config.storage_options)), **arguments)
 
         return models.command(name, epilog=f"Example: {example}")(opened)
 

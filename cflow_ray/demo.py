@@ -143,7 +143,7 @@ def _write_data(config: DemoConfig, root: Storage) -> str:
         return str(absolute_uri(config.data))
     folder = f"data/{config.data}"
     wanted = json.dumps({"only": config.only, "seed": config.seed}).encode()
-    if root.is_file(f"{folder}/{_WRITTEN}") and root.read(f"{folder}/{_WRITTEN}") == wanted:
+    if root.read_if_there(f"{folder}/{_WRITTEN}") == wanted:
         return root.join(folder)
     with ProgressBoard("writing images") as board:
         for number, (path, content) in enumerate(files, start=1):
@@ -172,7 +172,7 @@ def _fit(config: DemoConfig, root: Storage, data: str) -> dict[str, float]:
 
 
 def _versions(root: Storage, categories: Iterable[str]) -> dict[str, str]:
-    registry = Registry.open(root.child("registry"))
+    registry = Registry(root.child("registry"))
     return {category: registry.best(category) for category in categories}
 
 
@@ -226,7 +226,7 @@ def _compare_paths(
 ) -> float:
     """The largest difference between the online, the archive's and the library's score of one image a category."""
     archive = {row["key"]: row["score"] for row in rows}
-    registry = Registry.open(root.child("registry"))
+    registry = Registry(root.child("registry"))
     bank = registry.bank()
     serve_config = ServeConfig(
         registry=root.join("registry"), port=config.port, cluster=config.cluster, storage_options=config.storage_options

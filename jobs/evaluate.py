@@ -1,4 +1,4 @@
-"""`cflow-ray evaluate` as the entry point of a Ray job: ray job submit --working-dir . -- python jobs/evaluate.py --config FILE.yaml."""
+"""`cflow-ray evaluate` as the entry point of a Ray job: `ray job submit -- python jobs/evaluate.py RESULTS --data URI`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`cflow-ray fit` as the entry point of a Ray job: ray job submit --working-dir . -- python jobs/fit.py --config FILE.yaml."""
+"""`cflow-ray fit` as the entry point of a Ray job: `ray job submit -- python jobs/fit.py --config FILE.yaml`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`cflow-ray score` as the entry point of a Ray job: ray job submit --working-dir . -- python jobs/score.py --config FILE.yaml."""
+"""`cflow-ray score` as the entry point of a Ray job: `ray job submit -- python jobs/score.py --config FILE.yaml`."""
 
 from __future__ import annotations
 

@@ -90,8 +90,9 @@ def read_index(shard: Shard, storage_options: Mapping[str, Any]) -> ShardIndex:
         return ShardIndex(tuple(Member(path) for path in storage.files() if is_image_name(path)))
     folder, name = split_uri(shard.uri)
     storage = Storage(folder, storage_options)
-    if storage.is_file(name + INDEX_SUFFIX):
-        index = ShardIndex.from_json(storage.read(name + INDEX_SUFFIX), storage.size(name))
+    written = storage.read_if_there(name + INDEX_SUFFIX)
+    if written is not None:
+        index = ShardIndex.from_json(written, storage.size(name))
         if index is not None:
             return index
     with storage.open(name) as file:

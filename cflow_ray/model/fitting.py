@@ -26,7 +26,7 @@ from cflow_ray.model.scoring import Calibration
 SMALLEST_CATEGORY = 8
 """Fewest normal images a detector is fitted from."""
 _PEAK_QUANTILE = 0.99  # of the held-out likelihoods; as good as the maximum and unmoved by one odd image
-_SELECTION_FIBRES = 4096  # looked at every few steps; more cost time and choose the same steps
+_SELECTION_FIBRES = 2048  # looked at every few steps; more cost time and choose the same steps
 
 
 @dataclass(frozen=True)

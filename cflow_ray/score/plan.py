@@ -162,7 +162,7 @@ def _record_count(index: ShardIndex) -> int:
 
 
 def _planned_checkpoints(config: ScoreConfig) -> dict[str, PlannedCheckpoint]:
-    registry = Registry.open(Storage(config.registry, config.storage_options))
+    registry = Registry(Storage(config.registry, config.storage_options))
     categories = sorted({*registry.categories(), *config.checkpoints})
     if not categories:
         raise CheckpointError(f"the registry {config.registry} holds no checkpoint. Run: cflow-ray fit ...")

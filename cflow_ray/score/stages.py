@@ -68,7 +68,7 @@ class ScoreChunk:
         self._results = Storage(output, storage_options)
         self._plan = read_plan(self._results)
         self._batch_size = batch_size
-        registry = Registry.open(Storage(self._plan.registry, storage_options))
+        registry = Registry(Storage(self._plan.registry, storage_options))
         self._bank = registry.bank(capacity_bytes)
         self._broken: dict[str, str] = {}
 

@@ -42,7 +42,7 @@ def build_app(args: dict[str, Any]) -> serve.Application:
     missing or of another format.
     """
     config = load_config(ServeConfig, None, args)
-    registry = Registry.open(Storage(config.registry, config.storage_options))
+    registry = Registry(Storage(config.registry, config.storage_options))
     if not registry.categories():
         raise CheckpointError(f"the registry {config.registry} holds no checkpoint. Run: cflow-ray fit ...")
     options = {"num_cpus": config.cluster.cpus_per_worker}

@@ -22,7 +22,7 @@ class ScoringService:
 
     def __init__(self, config_json: str) -> None:
         self.config = ServeConfig.model_validate_json(config_json)
-        registry = Registry.open(Storage(self.config.registry, self.config.storage_options))
+        registry = Registry(Storage(self.config.registry, self.config.storage_options))
         self._bank = registry.bank(self.config.capacity_mb * 2**20)
         self.checkpoints = ServedCheckpoints(registry, self._bank)
         self._batcher: Batcher[tuple[CheckpointKey, Tensor], Finding] = Batcher(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any, Self
 
@@ -22,7 +23,6 @@ from cflow_ray.store.storage import Storage
 FORMAT_VERSION = 1
 _WEIGHTS = "decoders.safetensors"
 _MANIFEST = "manifest.json"
-_PREVIEW = "preview.png"
 
 
 def installed_packages() -> dict[str, str]:
@@ -67,16 +67,19 @@ class Manifest(Model):
         return self
 
 
-def save_checkpoint(storage: Storage, detector: Detector, manifest: Manifest, preview_png: bytes | None) -> None:
-    """Write a checkpoint into an empty directory; the manifest comes last, so what lacks one is no checkpoint."""
+def save_checkpoint(storage: Storage, detector: Detector, manifest: Manifest, attachments: Mapping[str, bytes]) -> None:
+    """Write a checkpoint into an empty directory; the manifest comes last, so what lacks one is no checkpoint.
+
+    `attachments` are files for people that scoring does not need, by name.
+    """
     state = {
         f"level{level}.{name}": tensor.contiguous()
         for level, decoder in enumerate(detector.decoders)
         for name, tensor in decoder.state().items()  # type: ignore[operator]
     }
     storage.write(_WEIGHTS, safetensors.torch.save(state, metadata={"freia": FREIA_VERSION}))
-    if preview_png is not None:
-        storage.write(_PREVIEW, preview_png)
+    for name, content in attachments.items():
+        storage.write(name, content)
     storage.write(_MANIFEST, manifest.model_dump_json(indent=2).encode())
 
 
@@ -87,18 +90,22 @@ def read_manifest(storage: Storage) -> Manifest:
         check_format(content.get("format_version"), storage.join(_MANIFEST))
         manifest = Manifest.model_validate(content)
     except (ValueError, AttributeError) as error:
-        if isinstance(error, ValidationError):
-            first = error.errors()[0]
-            reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-        else:
-            reason = str(error)
-        raise CheckpointError(f"{storage.join(_MANIFEST)} is damaged ({reason}); promote another version.") from error
+        where = storage.join(_MANIFEST)
+        raise CheckpointError(f"{where} is damaged ({describe_damage(error)}); promote another version.") from error
     if manifest.freia_version != FREIA_VERSION:
         raise CheckpointError(
             f"{storage.uri} was fitted with FrEIA {manifest.freia_version}, whose likelihoods differ from those of "
             f"{FREIA_VERSION} here; fit it again."
         )
     return manifest
+
+
+def describe_damage(error: Exception) -> str:
+    """On one line, why a JSON file is not what it should be."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
+    return str(error)
 
 
 def check_format(given: object, where: str) -> None:

@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 
 import safetensors
 import safetensors.torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from cflow_ray.config import EncoderConfig, Model
@@ -22,6 +21,7 @@ from cflow_ray.store.checkpoint import (
     FORMAT_VERSION,
     Manifest,
     check_format,
+    describe_damage,
     load_checkpoint,
     read_manifest,
     save_checkpoint,
@@ -66,27 +66,23 @@ class Registry:
     """
 
     def __init__(self, storage: Storage) -> None:
+        """An existing registry; raises CheckpointError where there is none, or one of another format."""
         self.storage = storage
-        if storage.is_file(_ROOT):
-            try:
-                check_format(json.loads(storage.read(_ROOT)).get("format_version"), storage.join(_ROOT))
-            except (ValueError, AttributeError) as error:
-                raise CheckpointError(f"{storage.join(_ROOT)} is damaged: {error}") from error
+        content = storage.read_if_there(_ROOT)
+        if content is None:
+            raise CheckpointError(
+                f"{storage.uri} is no registry (it has no {_ROOT}). Run: cflow-ray fit --registry {storage.uri} ..."
+            )
+        try:
+            check_format(json.loads(content).get("format_version"), storage.join(_ROOT))
+        except (ValueError, AttributeError) as error:
+            raise CheckpointError(f"{storage.join(_ROOT)} is damaged: {error}") from error
 
     @classmethod
     def create(cls, storage: Storage) -> Registry:
         """The registry at a root, made if it is not there; fails before any work where the root cannot be written."""
-        if not storage.is_file(_ROOT):
+        if storage.read_if_there(_ROOT) is None:
             storage.write(_ROOT, json.dumps({"format_version": FORMAT_VERSION}).encode())
-        return cls(storage)
-
-    @classmethod
-    def open(cls, storage: Storage) -> Registry:
-        """An existing registry; raises CheckpointError where there is none."""
-        if not storage.is_file(_ROOT):
-            raise CheckpointError(
-                f"{storage.uri} is no registry (it has no {_ROOT}). Run: cflow-ray fit --registry {storage.uri} ..."
-            )
         return cls(storage)
 
     def categories(self) -> list[str]:
@@ -107,18 +103,28 @@ class Registry:
 
     def pointer(self, category: str) -> Pointer:
         """The pointer of a category."""
-        path = f"{category}/{_POINTER}"
-        if not _NAME.fullmatch(category) or not self.storage.is_file(path):
+        pointer = self._pointer_if_there(category)
+        if pointer is None:
             known = ", ".join(self.categories()) or "none"
             raise CheckpointError(
                 f"no checkpoint for {category!r}; the registry holds {known}. Run: cflow-ray fit ... --category {category}"
             )
+        return pointer
+
+    def _pointer_if_there(self, category: str) -> Pointer | None:
+        path = f"{category}/{_POINTER}"
+        written = self.storage.read_if_there(path) if _NAME.fullmatch(category) else None
+        if written is None:
+            return None
         try:
-            content = json.loads(self.storage.read(path))
+            content = json.loads(written)
             check_format(content.get("format_version"), self.storage.join(path))
             return Pointer.model_validate(content)
-        except (ValueError, AttributeError, ValidationError) as error:
-            raise CheckpointError(f"{self.storage.join(path)} is damaged: {error}. Delete it, then promote.") from error
+        except (ValueError, AttributeError) as error:
+            reason = describe_damage(error)
+            raise CheckpointError(
+                f"{self.storage.join(path)} is damaged: {reason}. Delete it, then promote."
+            ) from error
 
     def resolve(self, category: str, version: str) -> str:
         """The full name of a version given by its start."""
@@ -132,12 +138,10 @@ class Registry:
     def promote(self, category: str, version: str) -> Pointer:
         """Make a version the best; the pointer moves in one write. What was best goes into the history."""
         version = self.resolve(category, version)
-        history: tuple[str, ...] = ()
-        if self.storage.is_file(f"{category}/{_POINTER}"):
-            current = self.pointer(category)
-            if current.version == version:
-                return current
-            history = (*current.history, current.version)
+        current = self._pointer_if_there(category)
+        if current is not None and current.version == version:
+            return current
+        history = (*current.history, current.version) if current is not None else ()
         return self._move(category, Pointer(version=version, history=history, promoted=_now()))
 
     def rollback(self, category: str) -> Pointer:
@@ -184,13 +188,17 @@ class Registry:
         return name
 
     def add(
-        self, category: str, detector: Detector, describe: Callable[[str], Manifest], preview_png: bytes | None
+        self,
+        category: str,
+        detector: Detector,
+        describe: Callable[[str], Manifest],
+        attachments: Mapping[str, bytes] | None = None,
     ) -> str:
         """Write a new version of a category and return its name; `describe` makes its manifest from that name."""
         check_category_name(category)
         number = 1 + max((_number(name)[0] for name in self.storage.folders(category)), default=0)
         version = f"v{number}-{uuid.uuid4().hex[:6]}"
-        save_checkpoint(self._at(category, version), detector, describe(version), preview_png)
+        save_checkpoint(self._at(category, version), detector, describe(version), attachments or {})
         return version
 
     def listing(self) -> list[Version]:

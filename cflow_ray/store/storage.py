@@ -6,16 +6,18 @@ import contextlib
 import os
 import posixpath
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, TypeVar, cast
 
 import fsspec
-from botocore.exceptions import BotoCoreError, ClientError
+import tenacity
+from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 from fsspec.core import split_protocol, url_to_fs
 
 from cflow_ray.errors import StorageError
 
+_S3 = ("s3", "s3a")
 _S3_DEFAULTS: dict[str, Any] = {
     "use_listings_cache": False,  # another process may have written since
     "config_kwargs": {
@@ -27,6 +29,17 @@ _S3_DEFAULTS: dict[str, Any] = {
         "response_checksum_validation": "when_required",
     },
 }
+
+Result = TypeVar("Result")
+
+# Some servers break the connection after an answer without body (Swift after a HEAD that finds nothing): the next
+# request on it fails and must be sent again. An endpoint that cannot be reached at all is another error, told at once.
+_on_broken_connection = tenacity.Retrying(
+    retry=tenacity.retry_if_exception_type(HTTPClientError),
+    stop=tenacity.stop_after_attempt(5),
+    wait=tenacity.wait_random_exponential(multiplier=0.05, max=2),
+    reraise=True,
+)
 
 
 class Storage:
@@ -41,6 +54,7 @@ class Storage:
         self.options = dict(options or {})
         protocol = split_protocol(uri)[0]
         self.is_local = protocol in (None, "file", "local")
+        self._is_s3 = protocol in _S3
         try:
             self._fs, self._root = url_to_fs(self.uri, **_file_system_options(protocol, self.options))
         except (ValueError, ImportError, TypeError) as error:
@@ -59,18 +73,17 @@ class Storage:
 
     def exists(self, path: str = "") -> bool:
         """Whether a file or a non-empty folder is there."""
-        with self._failures(path):
-            return bool(self._fs.exists(self._full(path)))
+        return bool(
+            self._call(path, lambda full: _has_entries(self._fs, full) if self._is_s3 else self._fs.exists(full))
+        )
 
     def is_file(self, path: str = "") -> bool:
         """Whether a file is there."""
-        with self._failures(path):
-            return bool(self._fs.isfile(self._full(path)))
+        return bool(self._call(path, lambda full: _is_listed(self._fs, full) if self._is_s3 else self._fs.isfile(full)))
 
     def size(self, path: str) -> int:
         """Bytes of a file."""
-        with self._failures(path):
-            return int(self._fs.size(self._full(path)))
+        return int(self._call(path, self._fs.size))
 
     def files(self, prefix: str = "") -> list[str]:
         """All files below a folder, at any depth, as sorted paths relative to this root; empty if there is none.
@@ -81,61 +94,51 @@ class Storage:
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """The same files with their bytes."""
-        top = self._full(prefix)
-        with self._failures(prefix):
-            found = _local_sizes(top) if self.is_local else _remote_sizes(self._fs, top)
+        found = self._call(prefix, lambda full: _local_sizes(full) if self.is_local else _remote_sizes(self._fs, full))
         start = len(self._root.rstrip("/")) + 1
         relative = {name[start:]: size for name, size in sorted(found.items())}
         return {name: size for name, size in relative.items() if not any(p.startswith(".") for p in name.split("/"))}
 
     def folders(self, prefix: str = "") -> list[str]:
         """Names of the folders directly below one, sorted; empty if there is none."""
-        top = self._full(prefix)
-        with self._failures(prefix):
-            try:
-                if self.is_local:
-                    names = [entry.name for entry in os.scandir(top) if entry.is_dir()]
-                else:
-                    entries = self._fs.ls(top, detail=True)
-                    folders = (entry["name"].rstrip("/") for entry in entries if entry["type"] == "directory")
-                    names = [posixpath.basename(folder) for folder in folders]
-            except (FileNotFoundError, NotADirectoryError):
-                return []
+        names = self._call(
+            prefix, lambda full: _local_folders(full) if self.is_local else _remote_folders(self._fs, full)
+        )
         return sorted(name for name in names if name and not name.startswith("."))
 
     def read(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
         """A file's bytes, or those from `start` up to but not including `end`."""
-        with self._failures(path):
-            return cast(bytes, self._fs.cat_file(self._full(path), start=start, end=end))
+        return cast(bytes, self._call(path, lambda full: self._fs.cat_file(full, start=start, end=end)))
+
+    def read_if_there(self, path: str) -> bytes | None:
+        """A file's bytes; None where there is none. One request where `is_file` and `read` are two."""
+
+        def read(full: str) -> bytes | None:
+            try:
+                return cast(bytes, self._fs.cat_file(full))
+            except (FileNotFoundError, IsADirectoryError):
+                return None
+
+        return self._call(path, read)
 
     def open(self, path: str) -> IO[bytes]:
         """A file to read and seek in; remote ones are fetched in ranges."""
-        with self._failures(path):
-            return cast(IO[bytes], self._fs.open(self._full(path), "rb"))
+        return cast(IO[bytes], self._call(path, lambda full: self._fs.open(full, "rb")))
 
     def write(self, path: str, content: bytes) -> None:
         """Write a file so that a reader sees all of it or nothing; replaces what was there."""
-        full = self._full(path)
-        with self._failures(path):
-            if not self.is_local:
-                self._fs.pipe_file(full, content)
-                return
-            os.makedirs(os.path.dirname(full), exist_ok=True)
-            unfinished = posixpath.join(posixpath.dirname(full), f".{posixpath.basename(full)}.{uuid.uuid4().hex[:8]}")
-            try:
-                with open(unfinished, "wb") as file:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(unfinished, full)
-            finally:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(unfinished)
+        self._call(
+            path, lambda full: _write_local(full, content) if self.is_local else self._fs.pipe_file(full, content)
+        )
 
     def remove(self, path: str) -> None:
         """Delete a file; nothing happens where there is none."""
-        with self._failures(path), contextlib.suppress(FileNotFoundError):
-            self._fs.rm_file(self._full(path))
+
+        def remove(full: str) -> None:
+            with contextlib.suppress(FileNotFoundError):
+                self._fs.rm_file(full)
+
+        self._call(path, remove)
 
     @property
     def file_system(self) -> fsspec.AbstractFileSystem:
@@ -152,10 +155,11 @@ class Storage:
             raise StorageError(f"{path!r} leaves {self.uri}; paths are relative to it.")
         return posixpath.join(self._root, path) if path else self._root
 
-    @contextlib.contextmanager
-    def _failures(self, path: str) -> Iterator[None]:
+    def _call(self, path: str, operation: Callable[[str], Result]) -> Result:
+        """What an operation gives for the full path; a broken connection is tried again, a failure is a StorageError."""
+        full = self._full(path)
         try:
-            yield
+            return _on_broken_connection(operation, full)
         except FileNotFoundError as error:
             raise StorageError(f"{self.join(path)} does not exist. Check the path or URI.") from error
         except PermissionError as error:
@@ -172,6 +176,51 @@ class Storage:
             raise StorageError(
                 f"cannot open {self.uri} with options {names}: {error}. Check --storage-option."
             ) from error
+
+
+def _write_local(full: str, content: bytes) -> None:
+    os.makedirs(os.path.dirname(full), exist_ok=True)
+    unfinished = posixpath.join(posixpath.dirname(full), f".{posixpath.basename(full)}.{uuid.uuid4().hex[:8]}")
+    try:
+        with open(unfinished, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, full)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(unfinished)
+
+
+def _local_folders(top: str) -> list[str]:
+    try:
+        return [entry.name for entry in os.scandir(top) if entry.is_dir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _remote_folders(file_system: fsspec.AbstractFileSystem, top: str) -> list[str]:
+    try:
+        entries = file_system.ls(top, detail=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return [posixpath.basename(entry["name"].rstrip("/")) for entry in entries if entry["type"] == "directory"]
+
+
+# On S3, whether something is there is asked by listing: after a HEAD that finds nothing Swift leaves bytes on the
+# connection that spoil the next answer.
+
+
+def _has_entries(file_system: fsspec.AbstractFileSystem, full: str) -> bool:
+    try:
+        return bool(file_system.ls(full))
+    except FileNotFoundError:
+        return False
+
+
+def _is_listed(file_system: fsspec.AbstractFileSystem, full: str) -> bool:
+    folder, _, name = full.rpartition("/")
+    return bool(folder) and full in file_system.find(folder, prefix=name, maxdepth=1)
 
 
 def split_uri(uri: str) -> tuple[str, str]:
@@ -219,6 +268,6 @@ def _remote_sizes(file_system: fsspec.AbstractFileSystem, top: str) -> dict[str,
 def _file_system_options(protocol: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
     if protocol in (None, "file", "local"):
         return {}
-    if protocol in ("s3", "s3a"):
+    if protocol in _S3:
         return {**_S3_DEFAULTS, **options}
     return dict(options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -89,7 +90,7 @@ class _Fit:
     def __init__(self, task: FitTask, site: FitSite) -> None:
         self._task = task
         self._data = DataSet(Storage(site.data_root, site.storage_options), task.samples)
-        self._registry = Registry.open(Storage(site.registry, site.storage_options))
+        self._registry = Registry(Storage(site.registry, site.storage_options))
         self._weights = read_weights(task.detector.encoder, site.storage_options)
         self._encoder = Encoder(task.detector.encoder, self._weights)
         self._unreadable: list[str] = []
@@ -101,9 +102,9 @@ class _Fit:
         images = (image.pixels_3HW for _, image in self._readable(normals))
         pyramid = encode(self._encoder, _stacks(images))
         detector = fit_detector(pyramid, self._task.detector, self._seed, report)
-        findings, preview = self._evaluate(detector)
+        findings, attachments = self._evaluate(detector)
         metrics = findings.metrics()
-        version = self._store(detector, metrics, preview, time.monotonic() - start)
+        version = self._store(detector, metrics, attachments, time.monotonic() - start)
         return Outcome(
             category=self._task.category,
             status="fitted",
@@ -124,17 +125,22 @@ class _Fit:
             else:
                 yield sample, image
 
-    def _evaluate(self, detector: Detector) -> tuple[LabelledFindings, bytes | None]:
-        """Score the test images as the archive job would; the preview is the first test image with the highest score."""
+    def _evaluate(self, detector: Detector) -> tuple[LabelledFindings, dict[str, bytes]]:
+        """Score the test images as the archive job would.
+
+        Beside the findings come files for the checkpoint: every test image's score, and a picture of the highest.
+        """
         bank = DetectorBank[str](lambda _: detector, lambda *_: self._encoder)
-        findings, preview, highest = LabelledFindings(self._data.root), None, -1.0
+        findings, scores, preview = LabelledFindings(self._data.root), dict[str, float](), None
         for group in _groups(self._readable(self._data.of(self._task.category, TEST))):
             found = bank.score_batch([image.pixels_3HW for _, image in group], [self._task.category] * len(group))
             for (sample, image), finding in zip(group, found, strict=True):
                 findings.add(sample, finding.score, finding.map_HW)
-                if finding.score > highest:
-                    preview, highest = self._preview(detector, sample, image, finding), finding.score
-        return findings, preview
+                if preview is None or finding.score > max(scores.values()):
+                    preview = self._preview(detector, sample, image, finding)
+                scores[sample.image] = finding.score
+        attachments = {"test_scores.json": json.dumps(scores, indent=1).encode()}
+        return findings, attachments | ({"preview.png": preview} if preview else {})
 
     def _preview(self, detector: Detector, sample: Sample, image: PreparedImage, finding: Finding) -> bytes:
         return heat_map_panel(
@@ -145,7 +151,7 @@ class _Fit:
             f"{sample.image}  score {finding.score:.4f}",
         )
 
-    def _store(self, detector: Detector, metrics: Metrics, preview: bytes | None, seconds: float) -> str:
+    def _store(self, detector: Detector, metrics: Metrics, attachments: Mapping[str, bytes], seconds: float) -> str:
         encoder_digest = self._registry.add_encoder(self._weights)
 
         def describe(version: str) -> Manifest:
@@ -165,7 +171,7 @@ class _Fit:
                 fit_seconds=round(seconds, 1),
             )
 
-        version = self._registry.add(self._task.category, detector, describe, preview)
+        version = self._registry.add(self._task.category, detector, describe, attachments)
         self._registry.promote(self._task.category, version)
         return version
 

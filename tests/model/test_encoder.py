@@ -27,7 +27,9 @@ def test_pyramid_has_strides_8_16_32_and_the_channels_of_lite0(lite0: Encoder, s
     assert all(level.dtype == torch.float32 for level in pyramid)
 
 
-@pytest.mark.parametrize(("name", "normalisation"), [("tf_efficientnet_lite0", HALF), ("resnet18", IMAGENET)])
+@pytest.mark.parametrize(
+    ("name", "normalisation"), [("tf_efficientnet_lite0", HALF), ("resnet18", IMAGENET), ("convnext_atto", IMAGENET)]
+)
 def test_features_are_those_inside_the_whole_network_on_normalised_images(
     name: str, normalisation: tuple[Tensor, Tensor], photographs: Tensor
 ) -> None:
@@ -46,6 +48,29 @@ def test_features_are_those_inside_the_whole_network_on_normalised_images(
     for stride, features in zip((8, 16, 32), encoder(photographs), strict=True):
         expected = by_side[64 // stride]
         torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "strides", "channels"),
+    [
+        ("dla46_c", 64, (8, 16), (64, 128)),  # timm's list of its levels starts at index 1
+        ("test_vit", 160, (16,), (64,)),  # every level has stride 16; wrapped by timm, tensors named model.*
+        (
+            "swin_tiny_patch4_window7_224",
+            224,
+            (8, 16),
+            (192, 384),
+        ),  # timm gives channels last, tensors named layers_0.*
+    ],
+)
+def test_networks_of_other_families_give_the_strides_that_were_asked_for(
+    name: str, side: int, strides: tuple[int, ...], channels: tuple[int, ...]
+) -> None:
+    encoder = Encoder(EncoderConfig(name=name, weights="timm", strides=strides), timm.create_model(name).state_dict())
+    pyramid = encoder(torch.zeros(1, 3, side, side, dtype=torch.uint8))
+    expected = [(1, C, side // stride, side // stride) for C, stride in zip(channels, strides, strict=True)]
+    assert [tuple(level.shape) for level in pyramid] == expected
+    assert encoder.channels == channels
 
 
 def test_fewer_levels_are_the_same_levels_of_a_shorter_network(

@@ -19,7 +19,9 @@ from cflow_ray.model.flow import Decoder, sample_rotation
 MakeDecoder = Callable[..., Decoder]
 
 
-def fibres_and_condition(count: int, channels: int, condition_channels: int = 8, seed: int = 1) -> tuple[Tensor, Tensor]:
+def fibres_and_condition(
+    count: int, channels: int, condition_channels: int = 8, seed: int = 1
+) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return (
         torch.randn(count, channels, generator=generator, dtype=torch.float64),

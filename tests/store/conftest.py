@@ -88,6 +88,6 @@ def add_versions(registry: Registry, make_detector: MakeDetector, describe: Desc
 
     def add(category: str = "screw", count: int = 1) -> list[str]:
         detectors = [make_detector(seed) for seed in range(count)]
-        return [registry.add(category, detector, describe(detector), None) for detector in detectors]
+        return [registry.add(category, detector, describe(detector)) for detector in detectors]
 
     return add

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cflow_ray.data.images import decode_map, encode_map
@@ -44,6 +44,7 @@ def failed(key: str) -> dict[str, Any]:
     return {"image_id": f"shard-1/{key}", "key": key, "error": "empty file"}
 
 
+@settings(max_examples=30, deadline=None)
 @given(shard=st.from_regex(r"[\w.-]+-[0-9a-f]{8}", fullmatch=True), first=st.integers(0, 10**12))
 def test_a_part_is_found_again_by_its_path(shard: str, first: int) -> None:
     storage = Storage("memory://results-names")

@@ -1,0 +1,276 @@
+"""A bank scores every image as if it were alone, with as few encoder passes and loads as there are reasons for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from cflow_ray.config import DetectorConfig, EncoderConfig, FlowConfig
+from cflow_ray.errors import CheckpointError
+from cflow_ray.model.detector import Detector, DetectorBank, Finding, level_likelihood
+from cflow_ray.model.encoder import Encoder
+from cflow_ray.model.flow import Decoder
+from cflow_ray.model.initialisation import initialise_from_data
+from cflow_ray.model.position import position_encoding
+from cflow_ray.model.scoring import Calibration
+
+FLOW = FlowConfig(blocks=2, condition_channels=8)
+SIDES = {"cat": 64, "cup": 64, "rocket": 96, "tile": 96, "screw": 64}
+
+
+def make_detector(encoder: Encoder, normals: Tensor, side: int, seed: int, digest: str = "weights") -> Detector:
+    """A detector that is the Gaussian of some images' features: cheap, and different for every seed."""
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(normals), generator=generator)[:6]
+    pyramid = encoder(resized(normals[chosen], side))
+    decoders = []
+    for level in pyramid:
+        decoder = Decoder(level.shape[1], FLOW, generator)
+        initialise_from_data(decoder, level.permute(0, 2, 3, 1).flatten(0, 2))
+        decoders.append(decoder)
+    with torch.no_grad():
+        peaks = [float(level_likelihood(d, level).max()) for d, level in zip(decoders, pyramid, strict=True)]
+    config = DetectorConfig(encoder=encoder.config, flow=FLOW, input_size=side)
+    return Detector(config, decoders, Calibration.of(peaks, [0.1, 0.2]), digest)
+
+
+def resized(images_B3HW: Tensor, side: int) -> Tensor:
+    return functional.interpolate(images_B3HW.float(), (side, side), mode="bilinear").round().byte()
+
+
+@pytest.fixture(scope="module")
+def detectors(lite0: Encoder, photographs: Tensor) -> dict[str, Detector]:
+    return {
+        name: make_detector(lite0, photographs, side, seed) for seed, (name, side) in enumerate(sorted(SIDES.items()))
+    }
+
+
+class Loads:
+    """Loaders that hand out what is there and write down what they were asked for."""
+
+    def __init__(self, detectors: dict[str, Detector], encoder: Encoder) -> None:
+        self._detectors = detectors
+        self._encoder = encoder
+        self.detectors: list[str] = []
+        self.encoders: list[tuple[EncoderConfig, str]] = []
+
+    def detector(self, key: str) -> Detector:
+        self.detectors.append(key)
+        if key not in self._detectors:
+            raise CheckpointError(f"no checkpoint for {key!r}")
+        return self._detectors[key]
+
+    def encoder(self, config: EncoderConfig, digest: str) -> Encoder:
+        self.encoders.append((config, digest))
+        return self._encoder
+
+    def bank(self, capacity_bytes: int = 2**31) -> DetectorBank[str]:
+        return DetectorBank(self.detector, self.encoder, capacity_bytes)
+
+
+@pytest.fixture
+def loads(detectors: dict[str, Detector], lite0: Encoder) -> Loads:
+    return Loads(detectors, lite0)
+
+
+@pytest.fixture
+def passes(lite0: Encoder) -> Iterator[list[int]]:
+    """Images of every call of the encoder."""
+    seen: list[int] = []
+    handle = lite0.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+    yield seen
+    handle.remove()
+
+
+@pytest.fixture(scope="module")
+def mixed(photographs: Tensor) -> tuple[list[Tensor], list[str]]:
+    """Fourteen images of three categories and two sizes, in no order."""
+    keys = [
+        "cat",
+        "rocket",
+        "cat",
+        "cup",
+        "rocket",
+        "cup",
+        "cat",
+        "cat",
+        "rocket",
+        "cup",
+        "cat",
+        "rocket",
+        "cup",
+        "cat",
+    ]
+    images = [resized(photographs[[i]], SIDES[key])[0] for i, key in enumerate(keys)]
+    return images, keys
+
+
+def assert_same(findings: list[Finding], expected: list[Finding], tolerance: float = 1e-5) -> None:
+    assert len(findings) == len(expected)
+    for finding, other in zip(findings, expected, strict=True):
+        assert abs(finding.score - other.score) <= tolerance
+        assert finding.map_HW.shape == other.map_HW.shape
+        assert np.abs(finding.map_HW - other.map_HW).max() <= tolerance
+
+
+def test_a_mixed_batch_gives_each_image_its_own_detectors_answer_in_order(
+    loads: Loads, detectors: dict[str, Detector], lite0: Encoder, mixed: tuple[list[Tensor], list[str]]
+) -> None:
+    images, keys = mixed
+    expected = []
+    for image, key in zip(images, keys, strict=True):
+        map_BHW = detectors[key].maps(lite0(image[None]))
+        expected.append(Finding(float(detectors[key].scores(map_BHW)[0]), map_BHW[0].numpy()))
+    findings = loads.bank().score_batch(images, keys)
+    assert_same(findings, expected)
+    scores = [finding.score for finding in findings]
+    assert np.ptp(scores) > 0.05  # the images differ, so a mix-up would show
+    assert all(0 <= score < 1 for score in scores)
+    assert all(finding.map_HW.dtype == np.float32 for finding in findings)
+    assert [finding.map_HW.shape for finding in findings] == [(SIDES[key], SIDES[key]) for key in keys]
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 14])
+def test_score_and_map_do_not_depend_on_the_batch(
+    loads: Loads, mixed: tuple[list[Tensor], list[str]], size: int
+) -> None:
+    images, keys = mixed
+    bank = loads.bank()
+    reverse = [bank.score_batch([image], [key])[0] for image, key in zip(images[::-1], keys[::-1], strict=True)]
+    batched = [
+        finding
+        for first in range(0, len(images), size)
+        for finding in bank.score_batch(images[first : first + size], keys[first : first + size])
+    ]
+    assert_same(batched, reverse[::-1])
+
+
+def test_the_detector_decides_the_score(loads: Loads, photographs: Tensor) -> None:
+    cat, cup, screw = loads.bank().score_batch([photographs[3]] * 3, ["cat", "cup", "screw"])
+    assert len({cat.score, cup.score, screw.score}) == 3
+
+
+def test_categories_that_share_encoder_and_size_share_a_pass(
+    loads: Loads, mixed: tuple[list[Tensor], list[str]], passes: list[int]
+) -> None:
+    images, keys = mixed
+    loads.bank().score_batch(images, keys)
+    assert sorted(passes) == sorted(
+        [sum(SIDES[key] == side for key in keys) for side in (64, 96)]  # one pass a size
+    )
+    assert len(loads.encoders) == 1
+
+
+def test_other_weights_are_another_encoder(
+    detectors: dict[str, Detector], lite0: Encoder, photographs: Tensor, passes: list[int]
+) -> None:
+    other = make_detector(lite0, photographs, 64, seed=9, digest="other weights")
+    passes.clear()
+    loads = Loads({**detectors, "other": other}, lite0)
+    loads.bank().score_batch([photographs[0], photographs[1]], ["cat", "other"])
+    assert passes == [1, 1]
+    assert loads.encoders == [(lite0.config, "weights"), (lite0.config, "other weights")]
+
+
+def test_everything_is_loaded_once(loads: Loads, mixed: tuple[list[Tensor], list[str]]) -> None:
+    images, keys = mixed
+    bank = loads.bank()
+    for _ in range(3):
+        bank.score_batch(images, keys)
+    assert sorted(loads.detectors) == ["cat", "cup", "rocket"]
+    assert len(loads.encoders) == 1
+
+
+def test_an_empty_batch_loads_nothing(loads: Loads) -> None:
+    assert loads.bank().score_batch([], []) == []
+    assert loads.detectors == []
+    assert loads.encoders == []
+
+
+def test_the_least_recently_used_detector_leaves_first(loads: Loads, detectors: dict[str, Detector]) -> None:
+    size = detectors["cat"].bytes
+    bank = loads.bank(capacity_bytes=3 * size)
+    for key in ("cat", "cup", "screw"):
+        bank.detector(key)
+    assert bank.loaded == ["cat", "cup", "screw"]
+    bank.detector("cat")
+    bank.detector("tile")
+    assert bank.loaded == ["screw", "cat", "tile"]
+    assert bank.bytes == 3 * size
+    bank.detector("cup")
+    assert bank.loaded == ["cat", "tile", "cup"]
+    assert loads.detectors == ["cat", "cup", "screw", "tile", "cup"]
+
+
+def test_a_detector_larger_than_the_capacity_still_works(loads: Loads, photographs: Tensor) -> None:
+    bank = loads.bank(capacity_bytes=1)
+    for key in ("cat", "cup", "cat"):
+        bank.score_batch([photographs[0]], [key])
+        assert bank.loaded == [key]
+    assert loads.detectors == ["cat", "cup", "cat"]
+
+
+def test_a_batch_of_more_categories_than_fit_is_still_right(
+    loads: Loads, mixed: tuple[list[Tensor], list[str]]
+) -> None:
+    images, keys = mixed
+    small = loads.bank(capacity_bytes=1)
+    assert_same(small.score_batch(images, keys), loads.bank().score_batch(images, keys), tolerance=0)
+    assert len(small.loaded) == 1
+
+
+def test_a_detector_that_cannot_be_loaded_raises_and_leaves_no_trace(loads: Loads, photographs: Tensor) -> None:
+    bank = loads.bank()
+    before = bank.score_batch([photographs[0]], ["cat"])
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match="zippr"):
+            bank.score_batch([photographs[0], photographs[1]], ["cat", "zippr"])
+    assert bank.loaded == ["cat"]
+    assert_same(bank.score_batch([photographs[0]], ["cat"]), before, tolerance=0)
+
+
+def test_threads_get_the_answers_of_one_thread_and_load_once(
+    loads: Loads, mixed: tuple[list[Tensor], list[str]]
+) -> None:
+    images, keys = mixed
+    expected = loads.bank().score_batch(images, keys)
+    loads.detectors.clear()
+    bank = loads.bank(capacity_bytes=2**31)
+    with ThreadPoolExecutor(4) as pool:
+        for findings in pool.map(lambda _: bank.score_batch(images, keys), range(4)):
+            assert_same(findings, expected)
+    assert sorted(loads.detectors) == ["cat", "cup", "rocket"]
+
+
+def test_a_likelihood_belongs_to_its_location(lite0: Encoder) -> None:
+    """On a map that is not square: (b, i, j) is the fibre there under the condition of row i and column j."""
+    generator = torch.Generator().manual_seed(0)
+    decoder = Decoder(5, FLOW, generator).requires_grad_(False)
+    features_BChw = torch.randn(2, 5, 3, 4, generator=generator)
+    likelihood_Bhw = level_likelihood(decoder, features_BChw)
+    condition_PD = position_encoding(8, 3, 4)
+    assert likelihood_Bhw.shape == (2, 3, 4)
+    for b in range(2):
+        for i in range(3):
+            for j in range(4):
+                alone = decoder(features_BChw[b, :, i, j][None], condition_PD[i * 4 + j][None])
+                torch.testing.assert_close(likelihood_Bhw[b, i, j], alone[0], rtol=1e-5, atol=1e-6)
+
+
+def test_a_detector_is_frozen_and_knows_its_size(detectors: dict[str, Detector], photographs: Tensor) -> None:
+    detector = detectors["cat"]
+    assert not detector.training
+    assert not any(parameter.requires_grad for parameter in detector.parameters())
+    assert detector.bytes == sum(tensor.nbytes for tensor in detector.state_dict().values())
+
+
+def test_a_pyramid_of_other_levels_is_an_error(detectors: dict[str, Detector], lite0: Encoder) -> None:
+    pyramid = lite0(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="shorter"):
+        detectors["cat"].maps(pyramid[:2])

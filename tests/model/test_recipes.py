@@ -1,0 +1,71 @@
+"""Schedules keep their caps whatever the data, and the rate rises, peaks once and falls to nothing."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cflow_ray.model.recipes import LevelSchedule, level_schedule
+
+STRIDES = st.sampled_from([4, 8, 16, 32])
+RECIPES = st.sampled_from(["fast", "balanced", "best"])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "steps", "fibres"),
+    [
+        ("fast", (400, 240, 120), (1024, 512, 512)),
+        ("balanced", (2000, 1200, 600), (512, 256, 256)),
+        ("best", (4000, 2400, 1200), (1024, 512, 512)),
+    ],
+)
+def test_with_plenty_of_data_the_recipes_are_the_measured_ones(
+    recipe: str, steps: tuple[int, ...], fibres: tuple[int, ...]
+) -> None:
+    """The table in the design notes."""
+    schedules = [level_schedule(recipe, stride, 10**9) for stride in (8, 16, 32)]
+    assert tuple(schedule.steps for schedule in schedules) == steps
+    assert tuple(schedule.fibres for schedule in schedules) == fibres
+    assert [schedule.rate for schedule in schedules] == [8e-3, 8e-3, 4e-3]
+
+
+@given(recipe=RECIPES, stride=STRIDES, available=st.integers(1, 10**7))
+def test_no_fibre_is_seen_in_more_passes_than_allowed(recipe: str, stride: int, available: int) -> None:
+    schedule = level_schedule(recipe, stride, available)
+    assert 1 <= schedule.fibres <= available
+    assert schedule.steps >= 1
+    assert schedule.steps * schedule.fibres <= (8 if stride > 16 else 10) * available
+
+
+@given(recipe=RECIPES, stride=STRIDES, available=st.integers(1, 10**6), more=st.integers(0, 10**6))
+def test_more_data_never_means_fewer_fibres_seen(recipe: str, stride: int, available: int, more: int) -> None:
+    few, many = (level_schedule(recipe, stride, count) for count in (available, available + more))
+    assert few.fibres <= many.fibres
+    assert few.steps * few.fibres <= many.steps * many.fibres + many.fibres  # up to the step that is rounded away
+
+
+@given(steps=st.integers(1, 4000), rate=st.floats(1e-5, 1e-1))
+def test_rate_is_positive_and_peaks_at_the_given_rate_after_the_warm_up(steps: int, rate: float) -> None:
+    schedule = LevelSchedule(steps=steps, fibres=1, rate=rate)
+    rates = [schedule.rate_at(step) for step in range(steps)]
+    assert min(rates) > 0
+    assert max(rates) == pytest.approx(rate)
+    peak = rates.index(max(rates))
+    assert peak <= max(1, round(0.08 * steps))
+    assert all(a <= b for a, b in itertools.pairwise(rates[: peak + 1]))
+    assert all(a >= b for a, b in itertools.pairwise(rates[peak:]))
+
+
+def test_warm_up_is_a_line_and_the_rest_half_a_cosine() -> None:
+    schedule = LevelSchedule(steps=1000, fibres=1, rate=1.0)
+    rates = [schedule.rate_at(step) for step in range(1000)]
+    rises = [b - a for a, b in itertools.pairwise(rates[:80])]
+    assert rises == pytest.approx([1 / 80] * 79)
+    assert rates[80 + 460] == pytest.approx(0.5)  # half way down after half of the remaining steps
+    for distance in (100, 250, 400):  # a cosine is odd about its middle
+        assert rates[540 - distance] + rates[540 + distance] == pytest.approx(1.0)
+    assert rates[80 + 230] == pytest.approx(0.5 + 0.5 * 2**-0.5)
+    assert rates[-1] < 1e-4

@@ -1,0 +1,245 @@
+"""Checkpoints: what is loaded scores as what was saved, and what does not fit is refused with the reason."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import safetensors
+import safetensors.torch
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from cflow_ray.config import DetectorConfig
+from cflow_ray.errors import CheckpointError, StorageError
+from cflow_ray.model.detector import Detector
+from cflow_ray.store.checkpoint import FORMAT_VERSION, Manifest, load_checkpoint, read_manifest, save_checkpoint
+from cflow_ray.store.storage import Storage
+
+CHANNELS = (6, 5)
+PREVIEW = b"\x89PNG"
+State = dict[str, Tensor]
+
+
+@pytest.fixture
+def detector(make_detector: Callable[..., Detector]) -> Detector:
+    return make_detector(seed=3, encoder_digest="d" * 64)
+
+
+@pytest.fixture
+def manifest(detector: Detector, describe: Callable[..., Callable[[str], Manifest]]) -> Manifest:
+    return describe(detector)("v1-abcdef")
+
+
+@pytest.fixture
+def saved(storage: Storage, detector: Detector, manifest: Manifest) -> Storage:
+    save_checkpoint(storage, detector, manifest, {"preview.png": PREVIEW})
+    return storage
+
+
+def pyramid(images: int = 3) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(11)
+    return [torch.randn(images, C, side, side, generator=generator) for C, side in zip(CHANNELS, (8, 4), strict=True)]
+
+
+def edit_manifest(storage: Storage, **changes: Any) -> None:
+    content = json.loads(storage.read("manifest.json"))
+    storage.write("manifest.json", json.dumps(content | changes).encode())
+
+
+def edit_weights(storage: Storage, edit: Callable[[State], State]) -> None:
+    state = edit(safetensors.torch.load(storage.read("decoders.safetensors")))
+    storage.write("decoders.safetensors", safetensors.torch.save(state))
+
+
+# -- round trip
+
+
+def test_what_is_loaded_scores_bit_for_bit_as_what_was_saved(saved: Storage, detector: Detector) -> None:
+    loaded = load_checkpoint(saved)
+    maps, again = detector.maps(pyramid()), loaded.maps(pyramid())
+    assert torch.equal(maps, again)
+    assert torch.equal(detector.scores(maps), loaded.scores(again))
+    assert maps.std() > 0
+    assert loaded.calibration == detector.calibration
+    assert loaded.config == detector.config
+    assert loaded.encoder_digest == detector.encoder_digest
+
+
+def test_another_detector_scores_otherwise(saved: Storage, make_detector: Callable[..., Detector]) -> None:
+    assert not torch.allclose(load_checkpoint(saved).maps(pyramid()), make_detector(seed=4).maps(pyramid()))
+
+
+def test_the_manifest_comes_back_whole(saved: Storage, manifest: Manifest) -> None:
+    assert read_manifest(saved) == manifest
+    assert manifest.format_version == FORMAT_VERSION
+    assert {"torch", "timm", "FrEIA", "cflow_ray"} <= set(manifest.packages)
+
+
+def test_a_loaded_rotation_inverts_as_the_fitted_one_does(saved: Storage) -> None:
+    for decoder in load_checkpoint(saved).decoders:
+        for block in decoder.flow:
+            torch.testing.assert_close(block.w_perm @ block.w_perm_inv, torch.eye(decoder.channels))
+
+
+def test_loading_does_not_depend_on_a_global_seed(saved: Storage) -> None:
+    maps = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        maps.append(load_checkpoint(saved).maps(pyramid()))
+    assert torch.equal(*maps)
+
+
+# -- what lies on the disk
+
+
+def test_the_files_are_weights_text_and_picture_and_nothing_is_pickled(saved: Storage) -> None:
+    assert saved.files() == ["decoders.safetensors", "manifest.json", "preview.png"]
+    assert saved.read("preview.png") == PREVIEW
+    for path in saved.files():
+        assert not saved.read(path).startswith((b"\x80", b"PK"))  # pickle, and torch's zip of pickles
+
+
+def test_without_attachments_there_are_two_files(storage: Storage, detector: Detector, manifest: Manifest) -> None:
+    save_checkpoint(storage, detector, manifest, {})
+    assert storage.files() == ["decoders.safetensors", "manifest.json"]
+
+
+def test_no_inverse_matrix_and_no_encoder_is_stored(saved: Storage, detector: Detector) -> None:
+    state = safetensors.torch.load(saved.read("decoders.safetensors"))
+    assert not [name for name in state if "inv" in name]
+    rotations = {name: tensor for name, tensor in state.items() if name.endswith("w_perm")}
+    assert len(rotations) == detector.config.flow.blocks * len(CHANNELS)
+    everything = sum(tensor.numel() for tensor in detector.state_dict().values())
+    inverses = sum(tensor.numel() for tensor in rotations.values())
+    assert sum(tensor.numel() for tensor in state.values()) == everything - inverses
+
+
+class FullDisk(Storage):
+    """Storage on which everything but the manifest can be written."""
+
+    def write(self, path: str, content: bytes) -> None:
+        if path == "manifest.json":
+            raise StorageError("no space left")
+        super().write(path, content)
+
+
+def test_the_manifest_is_written_last(local: Storage, detector: Detector, manifest: Manifest) -> None:
+    with pytest.raises(StorageError, match="no space"):
+        save_checkpoint(FullDisk(local.uri), detector, manifest, {"preview.png": PREVIEW})
+    assert local.files() == ["decoders.safetensors", "preview.png"]
+
+
+# -- what is refused
+
+
+def test_another_format_version_is_refused_by_name(saved: Storage) -> None:
+    edit_manifest(saved, format_version=FORMAT_VERSION + 1, something_new=True)
+    with pytest.raises(CheckpointError, match=rf"format version {FORMAT_VERSION + 1}.*reads {FORMAT_VERSION}"):
+        load_checkpoint(saved)
+
+
+def test_another_freia_is_refused_by_name(saved: Storage) -> None:
+    edit_manifest(saved, freia_version="0.3")
+    with pytest.raises(CheckpointError, match=r"FrEIA 0\.3.*0\.2"):
+        load_checkpoint(saved)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"null", b"[]", b'"text"', b"\xff\xfe", b"{}", b'{"format_version": 1}']
+)
+def test_a_manifest_that_is_none_is_refused_by_place(saved: Storage, content: bytes) -> None:
+    saved.write("manifest.json", content)
+    with pytest.raises(CheckpointError, match=r"manifest\.json"):
+        read_manifest(saved)
+
+
+def test_every_field_without_default_is_needed(saved: Storage) -> None:
+    whole = json.loads(saved.read("manifest.json"))
+    for name, field in Manifest.model_fields.items():
+        if field.is_required():
+            saved.write("manifest.json", json.dumps({key: whole[key] for key in whole if key != name}).encode())
+            with pytest.raises(CheckpointError, match=name):
+                read_manifest(saved)
+
+
+@pytest.mark.parametrize("changes", [{"peaks": [0.0]}, {"peaks": [0.0, 0.0, 0.0]}, {"channels": [6]}])
+def test_as_many_peaks_channels_and_strides_are_needed(saved: Storage, changes: dict[str, Any]) -> None:
+    edit_manifest(saved, **changes)
+    with pytest.raises(CheckpointError, match="2 strides"):
+        load_checkpoint(saved)
+
+
+def test_a_missing_file_is_named(saved: Storage) -> None:
+    saved.remove("decoders.safetensors")
+    with pytest.raises(StorageError, match=r"decoders\.safetensors does not exist"):
+        load_checkpoint(saved)
+
+
+@pytest.mark.parametrize("length", [0, 4, 100, -1])
+def test_truncated_weights_are_refused(saved: Storage, length: int) -> None:
+    saved.write("decoders.safetensors", saved.read("decoders.safetensors")[:length])
+    with pytest.raises(CheckpointError, match=r"decoders\.safetensors is damaged"):
+        load_checkpoint(saved)
+
+
+def without_a_tensor(state: State) -> State:
+    return dict(list(state.items())[1:])
+
+
+def without_a_level(state: State) -> State:
+    return {name: tensor for name, tensor in state.items() if not name.startswith("level1.")}
+
+
+def with_one_more(state: State) -> State:
+    return state | {"level0.flow.other": torch.zeros(1)}
+
+
+def with_transposed_layer(state: State) -> State:
+    return {name: tensor.T.contiguous() if tensor.ndim == 2 else tensor for name, tensor in state.items()}
+
+
+def with_flat_rotation(state: State) -> State:
+    return {name: tensor.flatten() if name.endswith("w_perm") else tensor for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize(
+    "edit", [without_a_tensor, without_a_level, with_one_more, with_transposed_layer, with_flat_rotation]
+)
+def test_weights_that_do_not_fit_the_manifest_are_refused(saved: Storage, edit: Callable[[State], State]) -> None:
+    edit_weights(saved, edit)
+    with pytest.raises(CheckpointError, match=r"decoders\.safetensors does not fit its manifest"):
+        load_checkpoint(saved)
+
+
+def test_weights_of_another_flow_are_refused(saved: Storage) -> None:
+    config = json.loads(saved.read("manifest.json"))["detector"]
+    config["flow"]["blocks"] = 3
+    edit_manifest(saved, detector=DetectorConfig.model_validate(config).model_dump(mode="json"))
+    with pytest.raises(CheckpointError, match="does not fit its manifest"):
+        load_checkpoint(saved)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_damage_to_the_header_is_refused_or_harmless(local: Storage, data: st.DataObject) -> None:
+    tensors = {"level0.a": torch.zeros(2, 3), "level0.b": torch.zeros(4)}
+    content = bytearray(safetensors.torch.save(tensors))
+    for at, value in data.draw(st.lists(st.tuples(st.integers(0, len(content) - 1), st.integers(0, 255)), min_size=1)):
+        content[at] = value
+    local.write("decoders.safetensors", bytes(content))
+    manifest = Manifest(
+        category="c",
+        version="v1",
+        detector=DetectorConfig.model_validate({"encoder": {"strides": [8]}, "flow": {"blocks": 2}}),
+        encoder_digest="",
+        channels=(6,),
+        peaks=(0.0,),
+        calibration_scores=(),
+    )
+    with pytest.raises(CheckpointError):  # these tensors fit no decoder anyway
+        load_checkpoint(local, manifest)
