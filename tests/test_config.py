@@ -49,7 +49,7 @@ WriteYaml = Callable[[Any], str]
 def write_yaml(tmp_path: Path) -> WriteYaml:
     def write(content: Any) -> str:
         file = tmp_path / "config.yaml"
-        file.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+        file.write_text(content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False))
         return str(file)
 
     return write
@@ -316,7 +316,7 @@ def test_sizes_are_read_as_people_write_them(text: Any, size: int) -> None:
 
 @pytest.mark.parametrize("size", ["big", "12 apples", "-1MB", "1KB", 0, "MB", ""])
 def test_what_is_no_size_of_a_shard_is_refused(write_yaml: WriteYaml, size: Any) -> None:
-    assert f"'shard_size' is {size!r}" in refused(write_yaml, {"shard_size": size}, PackConfig) or size == "1KB"
+    assert "'shard_size' is " in refused(write_yaml, {"shard_size": size}, PackConfig)
 
 
 @pytest.mark.parametrize(("given_split", "split"), [("all", None), (None, None), ("val", "val")])

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
 import fsspec
-import tenacity
-from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+from botocore.exceptions import BotoCoreError, ClientError
 from fsspec.core import split_protocol, url_to_fs
 
 from cflow_ray.errors import StorageError
@@ -31,15 +30,6 @@ _S3_DEFAULTS: dict[str, Any] = {
 }
 
 Result = TypeVar("Result")
-
-# Some servers break the connection after an answer without body (Swift after a HEAD that finds nothing): the next
-# request on it fails and must be sent again. An endpoint that cannot be reached at all is another error, told at once.
-_on_broken_connection = tenacity.Retrying(
-    retry=tenacity.retry_if_exception_type(HTTPClientError),
-    stop=tenacity.stop_after_attempt(5),
-    wait=tenacity.wait_random_exponential(multiplier=0.05, max=2),
-    reraise=True,
-)
 
 
 class Storage:
@@ -94,7 +84,9 @@ class Storage:
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """The same files with their bytes."""
-        found = self._call(prefix, lambda full: _local_sizes(full) if self.is_local else _remote_sizes(self._fs, full))
+        found = self._call(
+            prefix, lambda full: _local_sizes(full) if self.is_local else _remote_sizes(self._fs, full, self._is_s3)
+        )
         start = len(self._root.rstrip("/")) + 1
         relative = {name[start:]: size for name, size in sorted(found.items())}
         return {name: size for name, size in relative.items() if not any(p.startswith(".") for p in name.split("/"))}
@@ -108,15 +100,15 @@ class Storage:
 
     def read(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
         """A file's bytes, or those from `start` up to but not including `end`."""
-        return cast(bytes, self._call(path, lambda full: self._fs.cat_file(full, start=start, end=end)))
+        return cast(bytes, self._call(path, lambda full: self._cat(full, start=start, end=end)))
 
     def read_if_there(self, path: str) -> bytes | None:
         """A file's bytes; None where there is none. One request where `is_file` and `read` are two."""
 
         def read(full: str) -> bytes | None:
             try:
-                return cast(bytes, self._fs.cat_file(full))
-            except (FileNotFoundError, IsADirectoryError):
+                return cast(bytes, self._cat(full))
+            except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
                 return None
 
         return self._call(path, read)
@@ -142,8 +134,14 @@ class Storage:
 
     @property
     def file_system(self) -> fsspec.AbstractFileSystem:
-        """The fsspec file system behind the root, for libraries that take one."""
-        return self._fs
+        """The fsspec file system behind the root, for libraries that take one.
+
+        On S3 each of its calls has a connection of its own, since others ask by HEAD (see `_has_entries`).
+        """
+        if not self._is_s3:
+            return self._fs
+        config = {**_S3_DEFAULTS["config_kwargs"], "connector_args": {"force_close": True}}
+        return url_to_fs(self.uri, **_file_system_options("s3", {**self.options, "config_kwargs": config}))[0]
 
     @property
     def root(self) -> str:
@@ -155,11 +153,15 @@ class Storage:
             raise StorageError(f"{path!r} leaves {self.uri}; paths are relative to it.")
         return posixpath.join(self._root, path) if path else self._root
 
+    def _cat(self, full: str, **limits: int | None) -> Any:
+        # Left to itself s3fs sends a HEAD before every read, to split large files.
+        return self._fs.cat_file(full, **limits, **({"max_concurrency": 1} if self._is_s3 else {}))
+
     def _call(self, path: str, operation: Callable[[str], Result]) -> Result:
-        """What an operation gives for the full path; a broken connection is tried again, a failure is a StorageError."""
+        """What an operation gives for the full path; its failure is a StorageError. (s3fs itself retries what passes.)"""
         full = self._full(path)
         try:
-            return _on_broken_connection(operation, full)
+            return operation(full)
         except FileNotFoundError as error:
             raise StorageError(f"{self.join(path)} does not exist. Check the path or URI.") from error
         except PermissionError as error:
@@ -259,9 +261,13 @@ def _leads_back(folder: str) -> bool:
     return os.path.islink(folder) and any(os.path.samefile(folder, parent) for parent in Path(folder).parents)
 
 
-def _remote_sizes(file_system: fsspec.AbstractFileSystem, top: str) -> dict[str, int]:
+def _remote_sizes(file_system: fsspec.AbstractFileSystem, top: str, is_s3: bool) -> dict[str, int]:
     inside = top.rstrip("/") + "/"
-    found = file_system.find(top, detail=True)  # the file itself, without details, where `top` is one
+    if is_s3 and "/" in top:
+        folder, _, name = top.rpartition("/")
+        found = file_system.find(folder, prefix=f"{name}/", detail=True)
+    else:
+        found = file_system.find(top, detail=True)  # the file itself, without details, where `top` is one
     return {name: int(entry["size"]) for name, entry in found.items() if name.startswith(inside)}
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import safetensors.torch
 import timm
 import torch
 from torch import Tensor
@@ -42,7 +43,7 @@ def numbered(registry: Registry, category: str, *numbers: int) -> None:
 # -- the root
 
 
-def test_create_makes_what_open_needs_and_may_be_repeated(storage: Storage) -> None:
+def test_a_registry_must_be_created_once_and_may_be_created_again(storage: Storage) -> None:
     with pytest.raises(CheckpointError, match=re.escape(storage.uri)):
         Registry(storage)
     Registry.create(storage)
@@ -52,7 +53,7 @@ def test_create_makes_what_open_needs_and_may_be_repeated(storage: Storage) -> N
     assert Registry(storage).categories() == []
 
 
-@pytest.mark.parametrize("make", [Registry, Registry.open, Registry.create])
+@pytest.mark.parametrize("make", [Registry, Registry.create])
 def test_a_registry_of_another_format_is_refused(storage: Storage, make: Callable[[Storage], Registry]) -> None:
     storage.write("registry.json", json.dumps({"format_version": FORMAT_VERSION + 1}).encode())
     with pytest.raises(CheckpointError, match=rf"registry\.json has format version {FORMAT_VERSION + 1}"):
@@ -316,6 +317,21 @@ def test_weights_are_kept_once_under_a_digest_of_what_they_are(
     nudged[0, 0, 0, 0] += 1e-3
     assert registry.add_encoder(resnet_state | {name: nudged}) != digest
     assert len(registry.storage.files("_encoders")) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.bool])
+def test_weights_of_every_type_are_kept(registry: Registry, dtype: torch.dtype) -> None:
+    state = {
+        "w": torch.arange(6).view(2, 3).to(dtype),
+        "scalar": torch.tensor(1).to(dtype),
+        "none": torch.zeros(0).to(dtype),
+    }
+    name = registry.add_encoder(state)
+    stored = safetensors.torch.load(registry.storage.read(f"_encoders/{name}.safetensors"))
+    assert registry.add_encoder(stored) == name
+    assert (
+        registry.add_encoder({key: value.float() for key, value in state.items()}) != name
+    )  # other bits, other weights
 
 
 def test_missing_and_exchanged_encoder_weights_are_refused(registry: Registry, resnet_state: dict[str, Tensor]) -> None:

@@ -90,6 +90,8 @@ def test_a_path_that_leaves_the_root_is_refused(filled: Storage, path: str) -> N
         lambda: filled.files(path),
         lambda: filled.folders(path),
         lambda: filled.is_file(path),
+        lambda: filled.exists(path),
+        lambda: filled.size(path),
         lambda: filled.open(path),
         lambda: filled.child(path),
     )
@@ -108,6 +110,15 @@ def test_a_missing_file_is_named_by_its_uri(filled: Storage) -> None:
         with pytest.raises(StorageError, match=r"does not exist") as caught:
             call("a/nowhere.png")
         assert f"{filled.uri}/a/nowhere.png" in str(caught.value)
+
+
+def test_what_may_be_missing_is_read_or_none(filled: Storage) -> None:
+    assert filled.read_if_there("a/2.png") == b"two"
+    assert filled.read_if_there("a/b/1.png") == b""
+    for path in ("a/nowhere.png", "nowhere/file", "a", "z.bin/below-a-file"):
+        assert filled.read_if_there(path) is None
+    with pytest.raises(StorageError, match="leaves"):
+        filled.read_if_there("../outside")
 
 
 def test_remove_may_be_repeated(filled: Storage) -> None:
