@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import json
@@ -181,14 +180,20 @@ def _shards_of(uri: str, storage_options: Mapping[str, Any]) -> list[Shard]:
 def _index_from_headers(file: Any, uri: str) -> ShardIndex:
     members: list[Member] = []
     try:
+        end = file.seek(0, io.SEEK_END)
+        file.seek(0)
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for info in tar:
+                if tar.offset <= info.offset:
+                    raise tarfile.ReadError(f"nonsensical size of {info.name}")
                 if info.isfile():  # `tar -C root -c .` writes ./ before every name
                     members.append(Member(info.name.removeprefix("./"), info.offset_data, info.size))
+                if tar.offset > end:
+                    raise tarfile.ReadError("unexpected end of data")
             damage = _damage_at(file, tar.offset)
-    except (tarfile.TarError, EOFError, ValueError, OverflowError, OSError) as error:
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # no seek to a nonsensical place, then
-            raise StorageError(f"cannot read the headers of {uri}: {error}. Try again.") from error
+    except OSError as error:
+        raise StorageError(f"cannot read the headers of {uri}: {error}. Try again.") from error
+    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
         damage = f"damaged tar: {' '.join(str(error).split())}"
     return ShardIndex(tuple(members), damage)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
 import fsspec
+import pyarrow.fs
 from botocore.exceptions import BotoCoreError, ClientError
 from fsspec.core import split_protocol, url_to_fs
 
@@ -99,7 +100,9 @@ class Storage:
         return sorted(name for name in names if name and not name.startswith("."))
 
     def read(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
-        """A file's bytes, or those from `start` up to but not including `end`."""
+        """A file's bytes, or those from `start` up to but not including `end`; fewer where it ends before."""
+        if start is not None and end is not None and end <= start:
+            return b""  # S3 takes such a range for none and sends the whole file
         return cast(bytes, self._call(path, lambda full: self._cat(full, start=start, end=end)))
 
     def read_if_there(self, path: str) -> bytes | None:
@@ -133,15 +136,10 @@ class Storage:
         self._call(path, remove)
 
     @property
-    def file_system(self) -> fsspec.AbstractFileSystem:
-        """The fsspec file system behind the root, for libraries that take one.
-
-        On S3 each of its calls has a connection of its own, since others ask by HEAD (see `_has_entries`).
-        """
-        if not self._is_s3:
-            return self._fs
-        config = {**_S3_DEFAULTS["config_kwargs"], "connector_args": {"force_close": True}}
-        return url_to_fs(self.uri, **_file_system_options("s3", {**self.options, "config_kwargs": config}))[0]
+    def arrow_file_system(self) -> pyarrow.fs.FileSystem:
+        """The file system as pyarrow's, for libraries that take one; it too asks S3 by listing."""
+        handler = _ListingHandler if self._is_s3 else pyarrow.fs.FSSpecHandler
+        return pyarrow.fs.PyFileSystem(handler(self._fs))
 
     @property
     def root(self) -> str:
@@ -155,7 +153,12 @@ class Storage:
 
     def _cat(self, full: str, **limits: int | None) -> Any:
         # Left to itself s3fs sends a HEAD before every read, to split large files.
-        return self._fs.cat_file(full, **limits, **({"max_concurrency": 1} if self._is_s3 else {}))
+        try:
+            return self._fs.cat_file(full, **limits, **({"max_concurrency": 1} if self._is_s3 else {}))
+        except OSError as error:
+            if _starts_after_end(error):
+                return b""
+            raise
 
     def _call(self, path: str, operation: Callable[[str], Result]) -> Result:
         """What an operation gives for the full path; its failure is a StorageError. (s3fs itself retries what passes.)"""
@@ -213,6 +216,11 @@ def _remote_folders(file_system: fsspec.AbstractFileSystem, top: str) -> list[st
 # connection that spoil the next answer.
 
 
+def _starts_after_end(error: OSError) -> bool:
+    cause = error.__cause__
+    return isinstance(cause, ClientError) and cause.response.get("Error", {}).get("Code") == "InvalidRange"
+
+
 def _has_entries(file_system: fsspec.AbstractFileSystem, full: str) -> bool:
     try:
         return bool(file_system.ls(full))
@@ -223,6 +231,20 @@ def _has_entries(file_system: fsspec.AbstractFileSystem, full: str) -> bool:
 def _is_listed(file_system: fsspec.AbstractFileSystem, full: str) -> bool:
     folder, _, name = full.rpartition("/")
     return bool(folder) and full in file_system.find(folder, prefix=name, maxdepth=1)
+
+
+class _ListingHandler(pyarrow.fs.FSSpecHandler):  # type: ignore[misc]
+    def get_file_info(self, paths: list[str]) -> list[pyarrow.fs.FileInfo]:
+        return [self._listed(path.rstrip("/")) for path in paths]
+
+    def create_dir(self, path: str, recursive: bool) -> None:
+        """Nothing: a folder of S3 is there with its first file."""
+
+    def _listed(self, path: str) -> pyarrow.fs.FileInfo:
+        if _is_listed(self.fs, path):
+            return pyarrow.fs.FileInfo(path, pyarrow.fs.FileType.File)
+        kind = pyarrow.fs.FileType.Directory if _has_entries(self.fs, path) else pyarrow.fs.FileType.NotFound
+        return pyarrow.fs.FileInfo(path, kind)
 
 
 def split_uri(uri: str) -> tuple[str, str]:

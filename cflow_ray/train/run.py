@@ -12,7 +12,6 @@ from typing import Any
 import ray
 import ray.train
 import torch
-from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 
@@ -169,7 +168,7 @@ def _run_config(config: FitConfig, queue: Any) -> RunConfig:
     return RunConfig(
         name=f"fit-{uuid.uuid4().hex[:8]}",
         storage_path=runs.root,
-        storage_filesystem=PyFileSystem(FSSpecHandler(runs.file_system)),
+        storage_filesystem=runs.arrow_file_system,
         failure_config=FailureConfig(max_failures=_GROUP_RESTARTS),
         callbacks=[_StrikeOnDeath(queue)],
     )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import random
+import re
 import shutil
 import subprocess
 import tarfile
@@ -365,17 +367,26 @@ def test_a_size_beyond_reason_is_damage(storage: Storage, size: bytes) -> None:
 class BrokenConnection(io.BytesIO):
     """A file whose second half cannot be fetched at the moment."""
 
+    def __init__(self, content: bytes, error: OSError) -> None:
+        super().__init__(content)
+        self.error = error
+
     def read(self, size: int | None = -1) -> bytes:
         if self.tell() > 4000:
-            raise ConnectionResetError("connection reset by peer")
+            raise self.error
         return super().read(size)
 
 
-def test_a_connection_that_breaks_is_no_damage_of_the_tar(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error", [ConnectionResetError("reset by peer"), TimeoutError("timed out"), OSError(errno.EINVAL, "token expired")]
+)
+def test_a_connection_that_breaks_is_no_damage_of_the_tar(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
     shard = write_tar(storage, plain_tar(SIX))
     content = storage.read("x.tar")
-    monkeypatch.setattr(Storage, "open", lambda self, path: BrokenConnection(content))
-    with pytest.raises(StorageError, match=r"x\.tar.*connection reset"):
+    monkeypatch.setattr(Storage, "open", lambda self, path: BrokenConnection(content, error))
+    with pytest.raises(StorageError, match=rf"x\.tar.*{re.escape(str(error))}"):
         read_index(shard, {})
 
 

@@ -286,6 +286,14 @@ def test_an_animation_is_its_first_frame(encode: Encode) -> None:
         assert np.unique(pixels(content)).tolist() == [40]
 
 
+def test_a_camera_s_jpeg_of_several_pictures_is_its_first(encode: Encode, photo: Pixels) -> None:
+    several = encode(
+        Image.fromarray(photo), "MPO", save_all=True, append_images=[Image.fromarray(255 - photo)], quality=95
+    )
+    assert Image.open(io.BytesIO(several)).format == "MPO"
+    assert np.abs(pixels(several).astype(int) - photo).mean() < 3
+
+
 # -- upright
 
 UPRIGHT_FROM: dict[int, Callable[[Pixels], Pixels]] = {  # how a camera stores an upright picture (EXIF 2.3, tag 0x0112)
