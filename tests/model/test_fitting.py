@@ -153,6 +153,20 @@ def test_a_fit_beats_the_gaussian_it_starts_from_on_unseen_images(
         assert nll < gaussian_nll - 0.3
 
 
+def test_the_fit_learns_what_is_normal_where() -> None:
+    """The features are their column and some noise: only a fit that knows each fibre's place gets below the spread."""
+    generator = torch.Generator().manual_seed(0)
+    columns = torch.linspace(-3, 3, 8).expand(350, 2, 8, 8)
+    features = columns + 0.3 * torch.randn(350, 2, 8, 8, generator=generator)
+    config = TWO_LEVELS.model_copy(update={"encoder": EncoderConfig(strides=(8,))})
+    detector = fit_detector([features[:300]], config, seed=0)
+    (nll,) = mean_nll(detector, [features[300:]])
+    (nll_elsewhere,) = mean_nll(detector, [features[300:].flip(3)])
+    blind = MultivariateNormal(torch.zeros(2), torch.cov(features.permute(1, 0, 2, 3).flatten(1))).entropy() / 2
+    assert nll < blind - 0.4
+    assert nll_elsewhere > nll + 1
+
+
 def test_a_fitted_map_points_at_what_breaks_the_structure(structured: tuple[Detector, list[FitProgress]]) -> None:
     """The planted fibre is ordinary in every channel alone and breaks only their relation."""
     detector, _ = structured
@@ -222,6 +236,26 @@ def test_peaks_are_what_few_locations_of_unseen_normal_images_exceed(
     unseen = detector.likelihoods(structured_pyramid(200, seed=4))
     for likelihood, peak in zip(unseen, detector.calibration.peaks, strict=True):
         assert 0 < (likelihood > peak).float().mean() < 0.03  # the 99 % quantile of the selection images
+
+
+def test_images_that_calibrate_choose_nothing_and_the_others_do_not_calibrate() -> None:
+    """Change one image at a time: where weights and peaks stay, the image calibrates, and its score has to move."""
+    pyramid = small_pyramid(12)
+    detector = fit_detector(pyramid, TWO_LEVELS, seed=0)
+    calibrating = 0
+    for image in range(12):
+        changed = [level.clone() for level in pyramid]
+        for level in changed:
+            level[image] *= 3
+        other = fit_detector(changed, TWO_LEVELS, seed=0)
+        weights, others = detector.state_dict(), other.state_dict()
+        same_weights = all(torch.equal(weights[name], others[name]) for name in weights)
+        if same_weights and other.calibration.peaks == detector.calibration.peaks:
+            calibrating += 1
+            moved = set(other.calibration.scores) - set(detector.calibration.scores)
+            assert len(moved) == 1
+            assert moved.pop() == max(other.calibration.scores)  # three times the features: an odd image
+    assert calibrating == len(detector.calibration.scores) == 3
 
 
 def test_encoding_in_any_batches_gives_the_same_features_in_order(lite0: Encoder, photographs: Tensor) -> None:

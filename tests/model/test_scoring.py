@@ -64,16 +64,17 @@ def test_the_judgement_of_calibration_scores_themselves_keeps_the_target(scores:
     assert tops <= target * (len(scores) + 1)
 
 
-@pytest.mark.parametrize("target", [k / 20 for k in range(1, 20)])
-def test_a_target_that_the_calibration_can_keep_exactly_is_kept(target: float) -> None:
-    """19 scores: p-values are multiples of 1/20, and 0.15 must mean three of them whatever floats make of 0.15 * 20."""
-    calibration = of_scores([k / 100 for k in range(1, 20)])
-    above_all_but = round(target * 20) - 1
-    score = (19 - above_all_but) / 100 + 0.005
-    assert calibration.p_value(score) == target
-    threshold = calibration.threshold(target)
-    assert threshold is not None
-    assert threshold < score
+@pytest.mark.parametrize("n", [1, 19, 48, 99, 160])
+def test_a_target_that_the_calibration_can_keep_exactly_is_kept(n: int) -> None:
+    """p-values are multiples of 1 / (n + 1): k of them are a target that floats must not round down to k - 1."""
+    calibration = of_scores([k / 1000 for k in range(1, n + 1)])
+    for k in range(1, n + 1):
+        score = (n + 1 - k) / 1000 + 0.0005  # below k - 1 of the scores
+        target = k / (n + 1)
+        assert calibration.p_value(score) == target
+        threshold = calibration.threshold(target)
+        assert threshold is not None
+        assert threshold < score
 
 
 def test_a_target_below_the_smallest_promise_has_no_threshold() -> None:

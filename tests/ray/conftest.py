@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,8 +16,12 @@ import pytest
 import ray
 import s3fs
 
+from cflow_ray.config import DataConfig, DetectorConfig
+from cflow_ray.data.datasets import read_data_set
 from cflow_ray.data.synthetic import CATEGORIES, DemoSize, demo_files
+from cflow_ray.store.registry import Registry
 from cflow_ray.store.storage import Storage
+from cflow_ray.train.category import FitSite, FitTask, fit_category
 
 MINIATURE = DemoSize(train=16, test_good=4, test_per_defect=1, side=96)
 
@@ -53,6 +57,19 @@ def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def registry(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A registry with one fitted category, brick."""
+    root = tmp_path_factory.mktemp("registry")
+    Registry.create(Storage(str(root)))
+    data_set = read_data_set(DataConfig(data=str(miniature)), {})
+    detector = DetectorConfig(recipe="fast", input_size=MINIATURE.side, target_fpr=0.3)
+    task = FitTask("brick", tuple(data_set.of("brick")), detector, data_digest="")
+    outcome = fit_category(task, FitSite(str(miniature), str(root), {}), lambda progress: None)
+    assert outcome.status == "fitted", outcome.error
+    return root
+
+
+@pytest.fixture(scope="session")
 def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     """A bucket on moto's S3 server."""
     port = free_port()
@@ -77,7 +94,11 @@ def swift(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         pytest.skip("Swift is installed with apt-get as root; neither is at hand")
     folder = tmp_path_factory.mktemp("swift")
     started = subprocess.run(
-        ["bash", str(scripts / "start"), str(folder), str(free_port(6))], capture_output=True, text=True, timeout=300
+        ["bash", str(scripts / "start"), str(folder), str(free_port(6))],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     try:
         if started.returncode != 0:
@@ -100,10 +121,10 @@ def bucket(endpoint: str, key: str, secret: str) -> Place:
     return Place("s3://line", options)
 
 
-def upload(source: Path, place: Place, folder: str) -> str:
-    """Copy a tree to a place; returns its URI there."""
+def upload(source: Path, place: Place, folder: str, parts: Sequence[str]) -> str:
+    """Copy some folders of a tree to a place; returns the URI there."""
     storage = Storage(f"{place.root}/{folder}", place.options)
-    for file in sorted(source.rglob("*")):
+    for file in sorted(file for part in parts for file in (source / part).rglob("*")):
         if file.is_file():
             storage.write(file.relative_to(source).as_posix(), file.read_bytes())
     return storage.uri

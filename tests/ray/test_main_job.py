@@ -33,11 +33,13 @@ SIDE = "96"
 )
 def test_the_whole_job_gives_one_score_on_four_paths(place: Place, miniature: Path):
     """Fit's evaluation, archive job at another batch size, library call and HTTP agree on every category."""
-    data = upload(miniature, place, "data")
+    # On the object stores two categories do: what differs there is the store.
+    categories = CATEGORIES if place.root.startswith("/") else ("brick", "tissue")
+    data = upload(miniature, place, "data", categories)
     registry, shards, scores = (f"{place.root}/{name}" for name in ("registry", "shards", "scores"))
 
     fitted = run("fit", "--data", data, "--registry", registry, "--recipe", "fast", "--input-size", SIDE, place=place)
-    assert list(fitted["categories"]) == sorted(CATEGORIES)
+    assert list(fitted["categories"]) == sorted(categories)
     assert {outcome["status"] for outcome in fitted["categories"].values()} == {"fitted"}
 
     packed = run("pack", "--data", data, "--output", shards, "--shard-size", "300KB", place=place)
@@ -47,11 +49,11 @@ def test_the_whole_job_gives_one_score_on_four_paths(place: Place, miniature: Pa
         *("--batch-size", "5", "--chunk-records", "7"),
         place=place,
     )
-    assert summary["rows"] == packed["records"] == 9 * len(CATEGORIES)
+    assert summary["rows"] == packed["records"] == 9 * len(categories)
     assert summary["errors"] == 0
 
     evaluated = run("evaluate", scores, "--data", data, place=place)["categories"]
-    for category in CATEGORIES:
+    for category in categories:
         for name in ("image_auroc", "pixel_auroc", "pixel_f1", "aupro"):
             assert evaluated[category][name] == pytest.approx(fitted["categories"][category][name], abs=1e-3)
 
