@@ -254,6 +254,7 @@ def palette_image(transparent: bool) -> tuple[Image.Image, dict[str, Any]]:
     return image, {"transparency": bytes([0, 128, 255])} if transparent else {}
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("transparent", [False, True])
 @pytest.mark.parametrize("kind", ["PNG", "GIF"])
 def test_a_palette_gives_its_colours_and_transparency_is_dropped(encode: Encode, kind: str, transparent: bool) -> None:

@@ -160,7 +160,6 @@ def test_a_file_that_is_no_weights_is_refused(tmp_path: Path, content: bytes) ->
 @pytest.mark.parametrize(
     "content", [b"epoch,loss\n1,2\n", b"hello world, this is no weights file"], ids=["csv", "text"]
 )
-@pytest.mark.xfail(raises=(KeyError, IndexError), strict=True, reason="store/weights.py lets torch's KeyError through")
 def test_a_text_file_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "weights.pth").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"weights\.pth"):

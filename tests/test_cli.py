@@ -1,0 +1,152 @@
+"""The command line: help, exit codes, one clear line for what a user can get wrong, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from cflow_ray.cli import main
+from cflow_ray.config import DemoConfig, FitConfig, load_config
+from tests.ray.conftest import free_port
+
+CONFIGS = Path(__file__).parents[1] / "jobs" / "configs"
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def commands(group: click.Group = main, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], click.Command]]:
+    found = []
+    for name, command in group.commands.items():
+        found += commands(command, (*path, name)) if isinstance(command, click.Group) else [((*path, name), command)]
+    return found
+
+
+@pytest.mark.parametrize(("path", "command"), commands())
+def test_every_command_takes_the_common_options_and_shows_an_example_that_parses(
+    path: tuple[str, ...], command: click.Command
+):
+    shown = run(*path, "--help").stdout
+    for option in ("--config", "--json", "--storage-option"):
+        assert option in shown
+    assert command.epilog is not None
+    prefix, *words = shlex.split(command.epilog.removeprefix("Example: "))
+    assert prefix == "cflow-ray"
+    assert tuple(words[: len(path)]) == path
+    command.make_context(" ".join(path), words[len(path) :])
+
+
+def test_all_commands_of_the_design_are_there():
+    names = {" ".join(path) for path, _ in commands()}
+    assert names >= {"demo", "fit", "pack", "score", "evaluate", "serve"}
+    assert names >= {f"models {verb}" for verb in ("list", "show", "promote", "rollback")}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["fit", "--data", "somewhere"], "'registry' is missing"),
+        (["score", "--registry", "r", "--output", "o"], "inputs"),
+        (["fit", "--data", "d", "--registry", "r", "--input-size", "3"], "'defaults.input_size' is 3"),
+        (["fit", "--data", "d", "--registry", "r", "--storage-option", "nothing"], "no key=value"),
+        (["fit", "--config", "no-such.yaml"], "no-such.yaml"),
+        (["score", "in", "--registry", "r", "--output", "o", "--category-pattern", "x/"], "{category}"),
+        (["pack", "--data", "d", "--output", "o", "--shard-size", "many"], "'many'"),
+    ],
+)
+def test_misuse_exits_with_2_and_says_what_is_wrong(arguments: list[str], says: str):
+    result = run(*arguments)
+    assert result.exit_code == 2, result.output
+    assert says in result.stderr
+    assert result.stdout == ""
+    assert "Traceback" not in result.output
+
+
+def test_an_unknown_key_is_named_with_what_is_allowed(tmp_path: Path):
+    config = tmp_path / "fit.yaml"
+    config.write_text("data: d\nregistry: r\ndefaults: {recipie: fast}\n")
+    result = run("fit", "--config", config)
+    assert result.exit_code == 2
+    assert "'defaults.recipie'" in result.stderr
+    assert "recipe" in result.stderr.replace("recipie", "")
+
+
+def test_json_goes_to_stdout_alone_for_errors_too(tmp_path: Path):
+    result = run("models", "list", "--registry", tmp_path, "--json")
+    assert result.exit_code == 1
+    assert "is no registry" in json.loads(result.stdout)["error"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["fit", "--data", "{tmp}/missing", "--registry", "{tmp}/out"],
+        ["fit", "--data", "{tmp}/data", "--registry", "{tmp}/out", "--category", "zippr"],
+        ["fit", "--data", "{tmp}/untrained", "--registry", "{tmp}/out"],
+        ["fit", "--data", "{tmp}/orphan", "--registry", "{tmp}/out"],
+        ["pack", "--data", "{tmp}/missing", "--output", "{tmp}/out"],
+        ["pack", "--data", "{tmp}/data", "--output", "{tmp}/out", "--split", "validation"],
+        ["score", "{tmp}/data", "--registry", "{tmp}/missing", "--output", "{tmp}/out"],
+        ["score", "{tmp}/data", "--registry", "{tmp}/future", "--output", "{tmp}/out"],
+        ["evaluate", "{tmp}/missing", "--data", "{tmp}/data"],
+        ["serve", "--registry", "{tmp}/missing"],
+        ["models", "show", "screw", "--registry", "{tmp}/future"],
+    ],
+)
+def test_what_is_missing_is_told_in_one_line_and_leaves_nothing_behind(arguments: list[str], tmp_path: Path):
+    for path in (
+        *("data/screw/train/good/0.png", "data/screw/test/good/0.png"),
+        "untrained/screw/test/good/0.png",
+        *("orphan/screw/train/good/0.png", "orphan/screw/ground_truth/dent/7_mask.png"),
+    ):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(b"")
+    (tmp_path / "future").mkdir()
+    (tmp_path / "future" / "registry.json").write_text('{"format_version": 99}')
+
+    result = run(*(argument.format(tmp=tmp_path) for argument in arguments))
+    assert result.exit_code == 1, result.output
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, result.stderr
+    assert "Traceback" not in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_endpoint_that_cannot_be_reached_is_told(tmp_path: Path):
+    endpoint = f"http://127.0.0.1:{free_port()}"
+    options = [
+        "--storage-option",
+        f"endpoint_url={endpoint}",
+        "--storage-option",
+        "key=k",
+        "--storage-option",
+        "secret=s",
+    ]
+    result = run("fit", "--data", "s3://line/data", "--registry", tmp_path / "out", *options)
+    assert result.exit_code == 1
+    assert endpoint in result.stderr
+    assert "endpoint_url" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_shipped_configurations_are_valid():
+    demo = load_config(DemoConfig, str(CONFIGS / "demo.yaml"), {})
+    assert demo.recipe == "fast"
+    mvtec = load_config(FitConfig, str(CONFIGS / "mvtec_ad.yaml"), {"data": "d", "registry": "r"})
+    sizes = {category: mvtec.detector(category).input_size for category in mvtec.categories}
+    assert len(sizes) == 15
+    assert {name for name, size in sizes.items() if size == 256} == {
+        "cable",
+        "capsule",
+        "hazelnut",
+        "metal_nut",
+        "pill",
+    }
+    assert {name for name, size in sizes.items() if size == 128} == {"transistor"}
+    assert sorted(sizes.values()).count(512) == 9
