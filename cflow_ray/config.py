@@ -109,7 +109,7 @@ class ClusterConfig(Model):
 
     def init_arguments(self) -> dict[str, Any]:
         """Keyword arguments of `ray.init`; a local cluster starts without dashboard, one joined stays as it is."""
-        arguments: dict[str, Any] = {"ignore_reinit_error": True, "logging_level": "WARNING", "log_to_driver": False}
+        arguments: dict[str, Any] = {"ignore_reinit_error": True, "logging_level": "ERROR", "log_to_driver": False}
         if self.address or os.environ.get("RAY_ADDRESS"):
             return arguments | {"address": self.address or "auto"}
         return arguments | {"include_dashboard": False, "num_cpus": max(2, math.ceil(os.cpu_count() or 2))}

@@ -148,7 +148,7 @@ def _write_data(config: DemoConfig, root: Storage) -> str:
     with ProgressBoard("writing images") as board:
         for number, (path, content) in enumerate(files, start=1):
             root.write(f"{folder}/{path}", content)
-            board.update(path.split("/")[0], number, 0)
+            board.update("images and masks", number, 0)
     root.write(f"{folder}/{_WRITTEN}", wanted)
     return root.join(folder)
 

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 log = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_LINES = 10.0
+_NEVER = float("inf")
 
 
 class ProgressBoard:
@@ -28,7 +29,7 @@ class ProgressBoard:
             *columns, TextColumn("{task.fields[note]}"), console=self._console, disable=not self._live
         )
         self._tasks: dict[str, TaskID] = {}
-        self._said: dict[str, float] = {}
+        self._due: dict[str, float] = {}  # when a name may have its next line
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -44,22 +45,17 @@ class ProgressBoard:
         self._bars.stop()
 
     def update(self, name: str, done: int, total: int, note: str = "") -> None:
-        """Say that `done` of `total` are finished; `note` stands behind the bar."""
+        """Say that `done` of `total` (0: not known) are finished; `note` stands behind the bar."""
         if self._live:
             if name not in self._tasks:
-                self._tasks[name] = self._bars.add_task(name, total=total, note=note)
-            self._bars.update(self._tasks[name], completed=done, total=total, note=note)
+                self._tasks[name] = self._bars.add_task(name, total=total or None, note=note)
+            self._bars.update(self._tasks[name], completed=done, total=total or None, note=note)
             return
-        now = time.monotonic()
         finished = total > 0 and done >= total
-        last = self._said.get(name)
-        if (
-            last is None
-            or (now - last >= _SECONDS_BETWEEN_LINES and last != float("inf"))
-            or (finished and last != float("inf"))
-        ):
-            self._said[name] = float("inf") if finished else now
-            log.info("%s: %d/%d %s", name, done, total, note)
+        due = self._due.get(name, 0.0)
+        if time.monotonic() >= due or (finished and due < _NEVER):
+            self._due[name] = _NEVER if finished else time.monotonic() + _SECONDS_BETWEEN_LINES
+            log.info("%s: %s %s", name, f"{done}/{total}" if total else done, note)
 
 
 def log_to_stderr(verbose: bool = False) -> None:

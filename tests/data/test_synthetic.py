@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import socket
+from functools import partial
 from importlib import metadata
 from itertools import islice
 
@@ -135,9 +136,10 @@ def test_an_upright_crop_at_scale_one_is_the_photograph():
 def test_masks_are_exact(category: str, kind: str):
     """Outside the mask nothing changes; inside nearly every pixel does, by more than the sensor's noise on average."""
     generator = np.random.default_rng(3)
+    white = partial(np.full, (256, 256, 3), 240, np.uint8)
     for image in normal_images(category, 4, "test", seed=5):
         untouched = image.copy()
-        damaged, mask = draw_defect(image, kind, generator, lambda _: np.full_like(image, 240))
+        damaged, mask = draw_defect(image, kind, generator, lambda _: white())
         np.testing.assert_array_equal(image, untouched)
         assert damaged.shape == image.shape
         assert (damaged.dtype, mask.dtype) == (np.uint8, np.uint8)

@@ -1,0 +1,57 @@
+"""The documents under test: their commands parse, their links resolve, the targets they name exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import click
+import pytest
+
+from cflow_ray.cli import main
+
+CHECKOUT = Path(__file__).parents[1]
+PAGES = [CHECKOUT / "README.md", CHECKOUT / "cluster" / "README.md", CHECKOUT / "CHANGELOG.md"]
+README = PAGES[0].read_text(encoding="utf-8")
+
+
+def command_lines(program: str) -> list[str]:
+    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line.startswith(f"{program} ")]
+
+
+@pytest.mark.parametrize("line", command_lines("cflow-ray"))
+def test_commands_of_the_readme_parse(line: str):
+    words = shlex.split(line, comments=True)[1:]
+    command: click.Command = main
+    while isinstance(command, click.Group):
+        command = command.commands[words.pop(0)]
+    command.make_context("cflow-ray", words)
+
+
+def test_the_readme_shows_every_verb():
+    assert {line.split()[1] for line in command_lines("cflow-ray")} == {
+        *("fit", "pack", "score", "evaluate", "serve", "models"),
+    }
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(CHECKOUT).as_posix())
+def test_links_resolve(page: Path):
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        if not target.startswith("https://"):
+            assert (page.parent / target).exists(), target
+
+
+def test_paths_of_the_plan_exist():
+    for path in re.findall(r"`(cflow_ray/[\w/.]+)`", README):
+        assert (CHECKOUT / path).exists(), path
+
+
+def test_targets_of_the_readme_exist():
+    shown = subprocess.run(["make", "help"], cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout
+    targets = {line.split()[0] for line in shown.splitlines() if line[:1].isalpha()}
+    named = set(re.findall(r"`?make ([a-z]+)", README)) | {line.split()[1] for line in command_lines("make")}
+    assert named <= targets
+    assert targets >= {"demo", "test", "check", "serve", "install", "help"}
