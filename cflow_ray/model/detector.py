@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cflow_ray.config import DetectorConfig, EncoderConfig
 from cflow_ray.model.encoder import Encoder
 from cflow_ray.model.flow import Decoder
-from cflow_ray.model.position import position_encoding
+from cflow_ray.model.grouped import level_likelihood
 from cflow_ray.model.scoring import Calibration, anomaly_map, image_scores
 
 # Shapes: B images, C_l channels and h_l x w_l locations of level l, H x W pixels of the input.
@@ -54,15 +54,6 @@ class Detector(nn.Module):
     def bytes(self) -> int:
         """Memory of the weights."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.parameters())
-
-
-def level_likelihood(decoder: Decoder, features_BChw: Tensor) -> Tensor:
-    """Log-likelihoods per dimension (B, h, w) of one level's features, in nats."""
-    B, C, h, w = features_BChw.shape
-    fibres_NC = features_BChw.permute(0, 2, 3, 1).reshape(B * h * w, C)
-    condition_PD = position_encoding(decoder.config.condition_channels, h, w).to(fibres_NC.device)
-    likelihood: Tensor = decoder(fibres_NC, condition_PD.repeat(B, 1))
-    return likelihood.view(B, h, w)
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,12 @@ from torch.nn import functional
 
 from cflow_ray.config import DetectorConfig
 from cflow_ray.errors import ConfigError, DataError, FitError
-from cflow_ray.model.detector import Detector, level_likelihood
+from cflow_ray.model.detector import Detector
 from cflow_ray.model.encoder import Encoder
+from cflow_ray.model.fibres import Fibres
 from cflow_ray.model.flow import Decoder
+from cflow_ray.model.grouped import grouped_likelihood, level_likelihood
 from cflow_ray.model.initialisation import initialise_from_data
-from cflow_ray.model.position import position_encoding
 from cflow_ray.model.recipes import LevelSchedule, level_schedule
 from cflow_ray.model.scoring import Calibration
 
@@ -101,8 +102,8 @@ def fit_detector(
     decoders = [
         _fit_level(
             level,
-            _Fibres(features[list(split.train)], config),
-            _Fibres(features[list(split.selection)], config),
+            Fibres(features[list(split.train)], config.flow.condition_channels),
+            Fibres(features[list(split.selection)], config.flow.condition_channels),
             config,
             generator,
             report,
@@ -124,16 +125,17 @@ class _Level:
 
 def _fit_level(
     level: _Level,
-    fibres: _Fibres,
-    held_out: _Fibres,
+    fibres: Fibres,
+    held_out: Fibres,
     config: DetectorConfig,
     generator: torch.Generator,
     report: Report,
 ) -> Decoder:
     schedule = level_schedule(config.recipe, level.stride, len(fibres))
-    decoder = Decoder(fibres.rows_NC.shape[1], config.flow, generator)
-    initialise_from_data(decoder, fibres.rows_NC)
-    best = _Best(level, decoder, held_out.sample(min(_SELECTION_FIBRES, len(held_out)), generator))
+    rows_NC = fibres.rows_IPC.flatten(0, 1)
+    decoder = Decoder(rows_NC.shape[1], config.flow, generator)
+    initialise_from_data(decoder, rows_NC)
+    best = _Best(level, decoder, held_out.spread(_SELECTION_FIBRES, generator))
     for step, loss in _descend(decoder, fibres, schedule, generator):
         if not torch.isfinite(loss):
             raise FitError(f"the loss became {loss.item()} at {level}, step {step}.")
@@ -144,46 +146,19 @@ def _fit_level(
 
 
 def _descend(
-    decoder: Decoder, fibres: _Fibres, schedule: LevelSchedule, generator: torch.Generator
+    decoder: Decoder, fibres: Fibres, schedule: LevelSchedule, generator: torch.Generator
 ) -> Iterator[tuple[int, Tensor]]:
     """Take the schedule's steps; yields (steps taken, loss). Loss: -log sigmoid(log p / C), paper section 5."""
     optimiser = torch.optim.Adam([p for p in decoder.parameters() if p.requires_grad], lr=schedule.rate)
-    batches = fibres.shuffled(schedule.fibres, generator)
     for step in range(schedule.steps):
         for group in optimiser.param_groups:
             group["lr"] = schedule.rate_at(step)
-        rows_NC, condition_ND = next(batches)
-        loss = -functional.logsigmoid(decoder(rows_NC, condition_ND)).mean()
+        fibres_bpC, condition_pD = fibres.draw(schedule.fibres, generator)
+        loss = -functional.logsigmoid(grouped_likelihood(decoder, fibres_bpC, condition_pD)).mean()
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         yield step + 1, loss.detach()
-
-
-class _Fibres:
-    """The fibres of a level's images as rows, with the condition of each."""
-
-    def __init__(self, features_ICHW: Tensor, config: DetectorConfig) -> None:
-        images, channels, height, width = features_ICHW.shape
-        self.positions = height * width
-        self.rows_NC = features_ICHW.permute(0, 2, 3, 1).reshape(images * self.positions, channels)
-        self.condition_PD = position_encoding(config.flow.condition_channels, height, width)
-
-    def __len__(self) -> int:
-        return len(self.rows_NC)
-
-    def take(self, index_N: Tensor) -> tuple[Tensor, Tensor]:
-        return self.rows_NC[index_N], self.condition_PD[index_N % self.positions]
-
-    def sample(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        return self.take(torch.randperm(len(self), generator=generator)[:count])
-
-    def shuffled(self, count: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of `count` fibres without end, each fibre once a pass."""
-        while True:
-            for index_N in torch.split(torch.randperm(len(self), generator=generator), count):
-                if len(index_N) == count:
-                    yield self.take(index_N)
 
 
 class _Best:
@@ -199,7 +174,7 @@ class _Best:
 
     @torch.no_grad()
     def look(self) -> None:
-        nll = -float(self._decoder(*self._held_out).mean())
+        nll = -float(grouped_likelihood(self._decoder, *self._held_out).mean())
         if nll < self.nll:
             self.nll, self._state = nll, copy.deepcopy(self._decoder.state_dict())
 

@@ -1,0 +1,64 @@
+"""The grouped likelihood against FrEIA's own forward, in value and in gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cflow_ray.config import FlowConfig
+from cflow_ray.model.flow import Decoder
+from cflow_ray.model.grouped import grouped_likelihood, level_likelihood
+from cflow_ray.model.position import position_encoding
+
+
+def random_decoder(channels: int, blocks: int = 3, seed: int = 0) -> Decoder:
+    """A decoder no parameter of which is at its start."""
+    generator = torch.Generator().manual_seed(seed)
+    decoder = Decoder(channels, FlowConfig(blocks=blocks, condition_channels=8), generator).double()
+    for block in decoder.blocks:
+        block.global_scale.data += torch.randn(block.global_scale.shape, generator=generator)
+        block.global_offset.data += torch.randn(block.global_offset.shape, generator=generator)
+    return decoder
+
+
+@given(
+    channels=st.integers(2, 9),
+    blocks=st.integers(2, 4),
+    images=st.integers(1, 4),
+    positions=st.integers(1, 6),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=40, deadline=None)
+def test_it_is_what_freia_gives(channels: int, blocks: int, images: int, positions: int, seed: int):
+    decoder = random_decoder(channels, blocks, seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    fibres_BPC = torch.randn(images, positions, channels, generator=generator, dtype=torch.float64)
+    condition_PD = torch.randn(positions, 8, generator=generator, dtype=torch.float64)
+    by_freia = decoder(fibres_BPC.flatten(0, 1), condition_PD.repeat(images, 1)).view(images, positions)
+    torch.testing.assert_close(grouped_likelihood(decoder, fibres_BPC, condition_PD), by_freia, rtol=1e-10, atol=1e-10)
+
+
+def test_gradients_are_those_of_freia():
+    decoder, twin = random_decoder(7), random_decoder(7)
+    fibres_BPC, condition_PD = torch.randn(3, 5, 7).double(), torch.randn(5, 8).double()
+    grouped_likelihood(decoder, fibres_BPC, condition_PD).mean().backward()
+    twin(fibres_BPC.flatten(0, 1), condition_PD.repeat(3, 1)).mean().backward()
+    for (name, ours), theirs in zip(decoder.named_parameters(), twin.parameters(), strict=True):
+        if ours.requires_grad:
+            torch.testing.assert_close(ours.grad, theirs.grad, msg=name)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 5)])
+def test_a_level_keeps_the_place_of_every_fibre(size: tuple[int, int]):
+    decoder = random_decoder(6).float()
+    features_BChw = torch.randn(2, 6, *size)
+    condition_PD = position_encoding(8, *size)
+    found_Bhw = level_likelihood(decoder, features_BChw)
+    for image in range(2):
+        for place in range(size[0] * size[1]):
+            row, column = divmod(place, size[1])
+            fibre_1C = features_BChw[image, :, row, column][None]
+            alone = decoder(fibre_1C, condition_PD[place][None])
+            torch.testing.assert_close(found_Bhw[image, row, column], alone[0], rtol=1e-5, atol=1e-5)
