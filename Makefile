@@ -11,7 +11,7 @@ INSTALLED := .venv/.installed
 CATEGORY_FLAG := $(if $(CATEGORIES),--category "$(CATEGORIES)")
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test check format clean
+.PHONY: help install demo serve test test-real check format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -34,6 +34,9 @@ serve: install  ## serve the demo's checkpoints (made first if they are missing)
 
 test: install  ## run the tests
 	$(BIN)/python -m pytest
+
+test-real: install  ## fit the real inspection data beside the checkout and print the figures (minutes)
+	$(BIN)/python -m pytest -m slow -s
 
 check: install  ## lint, types, import contract, tests
 	$(BIN)/ruff format --check .

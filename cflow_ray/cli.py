@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import asdict
 from functools import wraps
 from typing import Any, TextIO, TypeVar
@@ -263,8 +263,9 @@ def serve(out: _Output, config_file: str | None, **flags: Any) -> None:
 
     with Server(config) as server:
         out({"url": server.url}, f"serving {config.registry} at {server.url}", f"try: curl {server.url}/v1/categories")
-        while True:
-            time.sleep(1)
+        with suppress(KeyboardInterrupt):  # how a server is stopped
+            while True:
+                time.sleep(1)
 
 
 @main.group()

@@ -149,7 +149,7 @@ def _descend(
     decoder: Decoder, fibres: Fibres, schedule: LevelSchedule, generator: torch.Generator
 ) -> Iterator[tuple[int, Tensor]]:
     """Take the schedule's steps; yields (steps taken, loss). Loss: -log sigmoid(log p / C), paper section 5."""
-    optimiser = torch.optim.Adam([p for p in decoder.parameters() if p.requires_grad], lr=schedule.rate)
+    optimiser = torch.optim.Adam([p for p in decoder.parameters() if p.requires_grad], lr=schedule.rate, fused=True)
     for step in range(schedule.steps):
         for group in optimiser.param_groups:
             group["lr"] = schedule.rate_at(step)

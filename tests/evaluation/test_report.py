@@ -132,3 +132,9 @@ def test_a_defect_at_the_images_edge_is_outlined_too(image: NDArray[np.uint8]) -
     mask_HW[0, 5:50] = True
     mask_HW[20:30, 59] = True
     np.testing.assert_array_equal(outlined(image, mask_HW), mask_HW)
+
+
+def test_a_defect_that_fills_the_image_is_framed(image: NDArray[np.uint8]) -> None:
+    frame = np.ones((40, 60), bool)
+    frame[1:-1, 1:-1] = False
+    np.testing.assert_array_equal(outlined(image, np.ones((40, 60), bool)), frame)
