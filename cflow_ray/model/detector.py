@@ -117,6 +117,7 @@ class DetectorBank(Generic[Key]):
         Images whose detectors share encoder and input size share an encoder pass. Every image must have the input
         size of its detector.
         """
+        assert len(images) == len(keys)
         findings: dict[int, Finding] = {}
         with self._lock:
             groups: dict[tuple[EncoderConfig, str, int], list[int]] = {}

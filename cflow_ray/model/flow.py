@@ -71,7 +71,7 @@ class Decoder(nn.Module):
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take over what `state()` gave; raises RuntimeError (torch's) where names or shapes differ."""
-        inverses = {f"{name}_inv": tensor.T for name, tensor in state.items() if name.endswith("w_perm")}
+        inverses = {f"{name}_inv": tensor.mT for name, tensor in state.items() if name.endswith("w_perm")}
         self.load_state_dict({**state, **inverses})
 
     @torch.no_grad()

@@ -69,7 +69,7 @@ class Outcome:
             **self.metrics.as_dict(),
             "status": self.status,
             "version": self.version,
-            "seconds": round(self.seconds, 1),
+            "seconds": self.seconds,
             "error": self.error,
             "notes": list(self.notes),
         }
@@ -104,13 +104,14 @@ class _Fit:
         detector = fit_detector(pyramid, self._task.detector, self._seed, report)
         findings, attachments = self._evaluate(detector)
         metrics = findings.metrics()
-        version = self._store(detector, metrics, attachments, time.monotonic() - start)
+        seconds = round(time.monotonic() - start, 1)
+        version = self._store(detector, metrics, attachments, seconds)
         return Outcome(
             category=self._task.category,
             status="fitted",
             version=version,
             metrics=metrics,
-            seconds=time.monotonic() - start,
+            seconds=seconds,
             notes=(*self._unreadable, *_calibration_note(detector)),
         )
 
@@ -168,7 +169,7 @@ class _Fit:
                 seed=self._seed,
                 data_digest=self._task.data_digest,
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
-                fit_seconds=round(seconds, 1),
+                fit_seconds=seconds,
             )
 
         version = self._registry.add(self._task.category, detector, describe, attachments)

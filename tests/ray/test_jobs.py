@@ -32,6 +32,8 @@ def dashboard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     command = [RAY, "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2"]
     command += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--temp-dir={folder}"]
     command += ["--object-store-memory=200000000", "--disable-usage-stats"]
+    # The agent that runs the jobs has a fixed port, which the session's own cluster may hold.
+    command += [f"--dashboard-agent-listen-port={free_port()}"]
     head = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         yield f"http://127.0.0.1:{dashboard}"

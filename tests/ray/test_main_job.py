@@ -42,7 +42,7 @@ def test_the_whole_job_gives_one_score_on_four_paths(place: Place, miniature: Pa
     assert list(fitted["categories"]) == sorted(categories)
     assert {outcome["status"] for outcome in fitted["categories"].values()} == {"fitted"}
 
-    packed = run("pack", "--data", data, "--output", shards, "--shard-size", "300KB", place=place)
+    packed = run("pack", "--data", data, "--output", shards, "--shard-size", "100KB", place=place)
     assert len(packed["shards"]) > 1
     summary = run(
         *("score", shards, "--registry", registry, "--output", scores, "--maps", "all"),
