@@ -24,9 +24,14 @@ class ProgressBoard:
         self._title = title
         self._console = console or Console(stderr=True)
         self._live = self._console.is_terminal
-        columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        columns = (
+            TextColumn("{task.description:<28}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
         self._bars = Progress(
-            *columns, TextColumn("{task.fields[note]}"), console=self._console, disable=not self._live
+            *columns, TextColumn("{task.fields[note]}", markup=False), console=self._console, disable=not self._live
         )
         self._tasks: dict[str, TaskID] = {}
         self._due: dict[str, float] = {}  # when a name may have its next line
@@ -36,7 +41,7 @@ class ProgressBoard:
         if not self._live:
             log.info("%s", self._title)
         else:
-            self._console.print(f"[bold]{self._title}[/bold]")
+            self._console.print(self._title, style="bold", markup=False)
         return self
 
     def __exit__(

@@ -31,7 +31,7 @@ def test_on_a_terminal_every_name_has_a_bar_with_its_note(caplog: pytest.LogCapt
     stream = io.StringIO()
     with ProgressBoard("work", Console(file=stream, force_terminal=True, width=120)) as board:
         board.update("screw", 1, 2, "level 1")
-        board.update("zipper", 2, 2, "done")
+        board.update("zipper", 2, 2, "failed [Errno 5]")
     shown = stream.getvalue()
-    assert all(part in shown for part in ("work", "screw", "1/2", "level 1", "zipper", "2/2", "done"))
+    assert all(part in shown for part in ("work", "screw", "1/2", "level 1", "zipper", "2/2", "failed [Errno 5]"))
     assert caplog.records == []
