@@ -28,7 +28,8 @@ def test_commands_of_the_readme_parse(line: str):
     command: click.Command = main
     while isinstance(command, click.Group):
         command = command.commands[words.pop(0)]
-    command.make_context("cflow-ray", words)
+    context = command.make_context("cflow-ray", words)
+    assert context.args == []
 
 
 def test_the_readme_shows_every_verb():

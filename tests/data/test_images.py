@@ -147,7 +147,7 @@ ORIGINALS = {kind: a_picture(kind) for kind in ("PNG", "JPEG", "TIFF", "WEBP")} 
 T = TypeVar("T")
 
 
-def or_image_error(decode_it: Callable[[bytes], T], content: bytes) -> T | None:
+def check_decodes_or_image_error(decode_it: Callable[[bytes], T], content: bytes) -> T | None:
     """The image, or None where it is refused with a message of one line; anything else is raised."""
     try:
         return decode_it(content)
@@ -168,7 +168,7 @@ def test_any_bytes_decode_or_are_an_image_error(
     for at, value in mutations:
         content[at % len(content)] = value
     damaged = bytes(content[: end % len(content)] if cut else content)
-    prepared = or_image_error(lambda content: prepare(content, 16), damaged)
+    prepared = check_decodes_or_image_error(lambda content: prepare(content, 16), damaged)
     if prepared is not None:
         assert prepared.pixels_3HW.shape == (3, 16, 16)
         assert prepared.width * prepared.height <= MAX_PIXELS
@@ -181,8 +181,8 @@ def test_any_bytes_decode_or_are_an_image_error(
     more=st.binary(),
 )
 def test_any_bytes_after_a_signature_decode_or_are_an_image_error(content: bytes, more: bytes) -> None:
-    or_image_error(decode, content + more)
-    or_image_error(lambda content: decode_mask(content, (4, 4)), content + more)
+    check_decodes_or_image_error(decode, content + more)
+    check_decodes_or_image_error(lambda content: decode_mask(content, (4, 4)), content + more)
 
 
 # -- what every mode means

@@ -121,7 +121,8 @@ def test_tensors_past_the_last_level_are_not_needed(lite0_state: dict[str, Tenso
         for name, tensor in lite0_state.items()
         if not name.startswith(("conv_head", "bn2", "classifier", "blocks.5", "blocks.6"))
     }
-    Encoder(EncoderConfig(strides=(8, 16)), without_head)
+    assert len(without_head) < len(lite0_state)
+    assert Encoder(EncoderConfig(strides=(8, 16)), without_head).channels == (40, 112)
 
 
 @pytest.mark.parametrize("name", ["no_such_network", "", "tf_efficientnet_lite0.no_such_tag", "source:network"])
