@@ -14,7 +14,7 @@ CATEGORY_FLAG := $(if $(CATEGORIES),--category "$(CATEGORIES)")
 .PHONY: help install demo serve test test-real check format clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
 	@echo "overrides: OUT=$(OUT) DATA=$(DATA) (textures, elpv, or a data set's root) CATEGORIES=a,b PORT=$(PORT) PYTHON=$(PYTHON)"
 
 install: $(INSTALLED)  ## make .venv with the pinned versions
@@ -48,6 +48,27 @@ check: install  ## lint, types, import contract, tests
 format: install  ## put the code into the house format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# Measurements against other libraries, results in benchmarks/results; BENCH="--quick" tries one out. benchmarks/README.md
+PEER := benchmarks/.venv-anomalib
+BENCHES := bench-fit bench-score bench-encoder bench-memory bench-load
+.PHONY: bench-peer $(BENCHES)
+
+bench-peer: $(PEER)/.installed  ## make the environment that anomalib, the benchmarks' peer, runs in
+
+$(PEER)/.installed: benchmarks/requirements-anomalib.txt
+	@$(PYTHON) -m venv $(PEER)
+	$(PEER)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+bench-fit: install bench-peer  ## CPU-seconds to fit a category, anomalib to the same AUROC (half an hour)
+bench-score: install bench-peer  ## images per CPU-second against anomalib (minutes)
+bench-encoder: install  ## the whole detector against timm's encoder alone (minutes)
+bench-memory: install bench-peer  ## peak memory of scoring 1,000 images against anomalib (minutes)
+bench-load: install  ## loading a WRN50-sized detector against FrEIA's construction (minutes)
+
+$(BENCHES):
+	@$(BIN)/python -m benchmarks.$(@:bench-%=%) $(BENCH)
 
 clean:  ## remove what was made, .venv included
 	rm -rf .venv demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,1 @@
+"""Measurements of cflow_ray against its peers; see README.md."""

@@ -1,0 +1,55 @@
+"""What one side of a measurement needs in any environment: its settings, a meter, and a way to answer.
+
+Only the standard library: this module is imported by both sides.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+
+class Meter:
+    """A context that measures what happens inside: `cpu` seconds of all threads of this process, and `wall` seconds."""
+
+    cpu = 0.0
+    wall = 0.0
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Begin a stretch."""
+        self._cpu, self._wall = time.process_time(), time.perf_counter()
+
+    def stop(self) -> None:
+        """End it; stretches add up."""
+        self.cpu += time.process_time() - self._cpu
+        self.wall += time.perf_counter() - self._wall
+
+    def as_dict(self) -> dict[str, float]:
+        """The seconds as JSON."""
+        return {"cpu": round(self.cpu, 4), "wall": round(self.wall, 4)}
+
+
+def memory_mb(field: str) -> float:
+    """`VmRSS` (resident now) or `VmHWM` (its peak) of this process in MB of 10^6 bytes.
+
+    Not `ru_maxrss`: Linux hands that on from the parent to the processes it starts.
+    """
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return round(int(lines[field].split()[0]) * 1024 / 1e6, 1)
+
+
+def answer(measure: Callable[..., dict[str, Any]]) -> None:
+    """Call a side with the settings on the command line (JSON) and print its figures as the last line of stdout."""
+    figures = measure(**json.loads(sys.argv[1]))
+    print(json.dumps(figures), flush=True)

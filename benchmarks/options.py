@@ -1,0 +1,30 @@
+"""The flags that the measurements share."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from benchmarks.sides import CHECKOUT
+
+REAL_DATA = CHECKOUT.parent / "shared" / "data" / "screw" / "screw"
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """A parser with the flags of every measurement."""
+    flags = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    flags.add_argument("--quick", action="store_true", help="tiny sizes, one round: does it run? Nothing is kept")
+    flags.add_argument("--rounds", type=int, default=5, help="repetitions whose median counts")
+    flags.add_argument("--threads", type=int, default=1, help="threads of both sides")
+    flags.add_argument("--device", default="cpu", help="torch device of both sides")
+    flags.add_argument("--runtime", default=None, help="runtime of our scoring; the library's default if not given")
+    flags.add_argument("--data", type=Path, default=None, help="a category's folder in MVTec AD layout; see README")
+    return flags
+
+
+def parse(flags: argparse.ArgumentParser) -> argparse.Namespace:
+    """The flags given; `--quick` takes one round."""
+    options = flags.parse_args()
+    if options.quick:
+        options.rounds = 1
+    return options

@@ -1,0 +1,20 @@
+"""Our loading of a detector: from a registry on local disk to one that can score."""
+
+from __future__ import annotations
+
+from benchmarks.meter import Meter, answer
+from cflow_ray.store.registry import Registry
+from cflow_ray.store.storage import Storage
+
+
+def measure(registry: str, category: str) -> dict[str, float]:
+    """CPU and wall seconds of `Registry.detector`; the encoder, which both sides need, is left out."""
+    opened = Registry(Storage(registry))
+    version = opened.best(category)
+    with Meter() as meter:
+        detector = opened.detector(category, version)
+    return {**meter.as_dict(), "mb": round(detector.bytes / 1e6, 1)}
+
+
+if __name__ == "__main__":
+    answer(measure)

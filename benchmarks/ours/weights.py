@@ -1,0 +1,22 @@
+"""The default encoder's weights as a plain state dict, with timm's normalisation: what a peer loads to be alike."""
+
+from __future__ import annotations
+
+import timm
+import torch
+
+from benchmarks.meter import answer
+from cflow_ray.config import EncoderConfig
+from cflow_ray.store.weights import read_weights
+
+
+def export(path: str) -> dict[str, object]:
+    """Write the state dict; returns how the network wants its input."""
+    config = EncoderConfig()
+    torch.save(read_weights(config), path)
+    wanted = timm.data.resolve_model_data_config(timm.create_model(config.name))
+    return {"name": config.name, "weights": path, "mean": wanted["mean"], "std": wanted["std"]}
+
+
+if __name__ == "__main__":
+    answer(export)

@@ -1,0 +1,39 @@
+"""The benchmarks' frame: every command is a target with a module, every kept result says what it has to."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from benchmarks.fit import _early_stop
+from benchmarks.report import KEYS
+
+CHECKOUT = Path(__file__).parents[1]
+FOLDER = CHECKOUT / "benchmarks"
+RESULTS = sorted((FOLDER / "results").glob("*.json"))
+
+
+def test_every_command_of_the_benchmarks_is_a_target_with_a_module():
+    shown = subprocess.run(["make", "help"], cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout
+    targets = {line.split()[0] for line in shown.splitlines() if line.startswith("bench-")}
+    named = set(re.findall(r"make (bench-[a-z]+)", (FOLDER / "README.md").read_text(encoding="utf-8")))
+    assert named == targets
+    assert all((FOLDER / f"{target.removeprefix('bench-')}.py").is_file() for target in targets - {"bench-peer"})
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_a_kept_result_says_what_it_was_measured_on(path: Path):
+    result = json.loads(path.read_text(encoding="utf-8"))
+    assert {*KEYS, "machine", "versions", "commit", "command", "detail"} <= result.keys()
+    assert result["name"] == path.stem
+    assert not result["conditions"]["quick"]
+
+
+def test_training_that_waits_for_a_better_auroc_stops_after_two_epochs_without():
+    epochs = [{"epoch": n, "pixel_auroc": value} for n, value in enumerate([0.5, 0.7, 0.6, 0.8, 0.8, 0.7, 0.9], 1)]
+    assert _early_stop(epochs) == epochs[5]
+    assert _early_stop(epochs[:5]) is None
