@@ -14,7 +14,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from cflow_ray.errors import ConfigError
 
-Recipe = Literal["fast", "balanced", "best"]
+Recipe = Literal["fast", "balanced", "best", "paper"]
+Resampling = Literal["nearest", "box", "bilinear", "bicubic", "lanczos"]
+Runtime = Literal["auto", "torch", "openvino", "onnxruntime"]
+Size = tuple[Annotated[int, Field(ge=32, le=4096)], Annotated[int, Field(ge=32, le=4096)]]
+"""Height and width in pixels."""
 Layout = Literal["mvtec", "folder", "table"]
 Maps = Literal["none", "anomalous", "all"]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -46,18 +50,25 @@ class EncoderConfig(Model):
     """`wheel` (PyPI package of the default encoder), `timm` (its hub), or a path or URI of a state dict."""
     strides: tuple[int, ...] = Field(default=(8, 16, 32), min_length=1)
     """Pyramid levels by stride, ascending."""
+    blocks: tuple[int, ...] | None = Field(default=None, min_length=1)
+    """Levels by timm's index instead of stride, for networks whose levels share one (the blocks of a ViT)."""
 
     @field_validator("weights")
     @classmethod
     def _absolute(cls, weights: str) -> str:
         return weights if weights in ("wheel", "timm") else str(absolute_uri(weights))
 
-    @field_validator("strides")
+    @field_validator("strides", "blocks")
     @classmethod
-    def _ascending(cls, strides: tuple[int, ...]) -> tuple[int, ...]:
-        if list(strides) != sorted(set(strides)):
-            raise ValueError("strides must ascend without repetition, e.g. [8, 16, 32]")
-        return strides
+    def _ascending(cls, levels: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if levels is not None and list(levels) != sorted(set(levels)):
+            raise ValueError("levels must ascend without repetition, e.g. [8, 16, 32]")
+        return levels
+
+    @property
+    def levels(self) -> int:
+        """How many levels the pyramid has."""
+        return len(self.blocks or self.strides)
 
 
 class FlowConfig(Model):
@@ -65,7 +76,44 @@ class FlowConfig(Model):
 
     blocks: int = Field(default=8, ge=2, le=32)
     clamp: float = Field(default=1.9, gt=0)
-    condition_channels: int = Field(default=128, ge=4, multiple_of=4)
+    condition_channels: int = Field(default=128, ge=0, multiple_of=4)
+    """Length of the position's encoding; 0 makes the flow unconditional."""
+
+
+class TilingConfig(Model):
+    """Images larger than the input: scored in overlapping tiles of the input size, with one map and one score."""
+
+    overlap: float = Field(default=0.25, ge=0, lt=1)
+    """Least share of a tile's side that it has in common with its neighbour."""
+    scale: float = Field(default=1.0, gt=0, le=8)
+    """Factor by which an image is resized before it is cut."""
+
+
+class InputConfig(Model):
+    """How an image becomes what the network sees: the same for fit, archive job and server."""
+
+    size: Size
+    """Height and width of the network's input, which with tiling is a tile's."""
+    resampling: Resampling
+    crop: float
+    tiling: TilingConfig | None
+
+
+class AugmentationConfig(Model):
+    """Altered copies of the training images; selection and calibration images stay as they are."""
+
+    copies: int = Field(default=0, ge=0, le=16)
+    """Altered copies of every training image; 0 is no augmentation."""
+    horizontal_flip: bool = False
+    """Mirror every other copy left to right."""
+    rotation: float = Field(default=0.0, ge=0, le=180)
+    """Turn copies by random angles up to this many degrees either way, the border mirrored."""
+
+    @model_validator(mode="after")
+    def _copies_differ(self) -> Self:
+        if self.copies and not (self.horizontal_flip or self.rotation):
+            raise ValueError("copies without horizontal_flip or rotation would repeat the images; set one of them")
+        return self
 
 
 class DetectorConfig(Model):
@@ -73,18 +121,68 @@ class DetectorConfig(Model):
 
     encoder: EncoderConfig = EncoderConfig()
     flow: FlowConfig = FlowConfig()
-    input_size: int = Field(default=256, ge=32, le=4096)
-    """Side in pixels to which every image is resized (both sides, as in the paper)."""
+    input_size: Annotated[int, Field(ge=32, le=4096)] | Size = 256
+    """Side, or height and width, in pixels to which every image is resized (aspect is not kept, as in the paper)."""
+    resampling: Resampling = "bilinear"
+    """Filter of the resize; all but `nearest` are antialiased."""
+    crop: float = Field(default=1.0, gt=0, le=1)
+    """Share of both sides kept by a centre crop before the resize."""
+    tiling: TilingConfig | None = None
+    region: Uri | None = None
+    """Image whose pixels above 0 are the region of interest, laid over every image; nothing outside counts."""
+    augmentation: AugmentationConfig = AugmentationConfig()
     recipe: Recipe = "balanced"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the couplings' networks while fitting; auto is bfloat16 where the processor has it. Scores are float32."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """Type of the stored matrices; float16 halves a checkpoint."""
     seed: int = Field(default=0, ge=0)
     selection_fraction: Fraction = 0.1
     """Share of the training normals held out to choose steps and peaks (at least 4 images)."""
     calibration_fraction: Fraction = 0.2
     """Share of the training normals held out for p-values and thresholds only (at least 4 images)."""
+    calibration: Literal["auto", "split", "cross"] = "auto"
+    """`split` scores held-out images; `cross` every image by a model of other images (`folds` more fits); auto is cross
+    below 200 normal images."""
+    folds: int = Field(default=5, ge=2, le=20)
+    level_weights: tuple[Annotated[float, Field(ge=0)], ...] | None = None
+    """Weight of every level in the map; null weighs them alike."""
+    smoothing: float = Field(default=0.0, ge=0, le=64)
+    """Standard deviation in pixels of a Gaussian over the map; 0 leaves it as it is."""
     top_fraction: float = Field(default=0.001, ge=0, le=1)
     """The image score is the mean of this share of the map's highest pixels; 0 takes the maximum."""
     target_fpr: Fraction = 0.05
     """Promised share of normal images called anomalous; needs 1/target_fpr - 1 calibration images."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the network's input."""
+        return (self.input_size, self.input_size) if isinstance(self.input_size, int) else self.input_size
+
+    @property
+    def input(self) -> InputConfig:
+        """What preparing an image needs to know."""
+        return InputConfig(size=self.size, resampling=self.resampling, crop=self.crop, tiling=self.tiling)
+
+    @field_validator("input_size", mode="before")
+    @classmethod
+    def _sides(cls, value: object) -> object:
+        """`256x512` is height x width."""
+        if not isinstance(value, str):
+            return value
+        sides = value.lower().split("x")
+        return tuple(sides) if len(sides) == 2 else sides[0]
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.level_weights is not None:
+            if len(self.level_weights) != self.encoder.levels:
+                raise ValueError(f"{len(self.level_weights)} level_weights for {self.encoder.levels} levels")
+            if not any(self.level_weights):
+                raise ValueError("all level_weights are 0; at least one level must count")
+        if self.region is not None and self.tiling is not None:
+            raise ValueError("region cannot be combined with tiling; crop the images or leave one of them out")
+        return self
 
 
 class ClusterConfig(Model):
@@ -144,6 +242,10 @@ class FitConfig(RunConfig, DataConfig):
     defaults: DetectorConfig = DetectorConfig()
     categories: dict[str, dict[str, Any]] = {}
     """Overrides per category, e.g. {screw: {input_size: 512}}; the names listed here are the ones that are fitted."""
+    cache_mb: int = Field(default=4096, ge=0)
+    """Memory of a worker for encoded features; past it they lie in a memory map in `scratch`."""
+    scratch: str | None = None
+    """Folder on the worker's node for that memory map; null takes the node's temporary folder."""
     force: bool = False
     """Fit again even where a finished version with the same data and configuration exists."""
 
@@ -213,6 +315,8 @@ class ScoreConfig(RunConfig):
     chunk_records: int = Field(default=64, ge=1)
     """Records of one unit of work, which is one Parquet part."""
     batch_size: int = Field(default=16, ge=1)
+    runtime: Runtime = "auto"
+    """What executes network and flow; auto is the fastest that is installed."""
 
     @field_validator("category_pattern")
     @classmethod
@@ -243,6 +347,8 @@ class ServeConfig(RunConfig):
     replicas: int = Field(default=1, ge=1)
     batch_size: int = Field(default=16, ge=1)
     """Most images of one pass through the model."""
+    runtime: Runtime = "auto"
+    """What executes network and flow; auto is the fastest that is installed."""
     capacity_mb: int = Field(default=2048, ge=1)
     """Memory for loaded detectors of one replica; the least recently used leave first."""
     reload_seconds: float = Field(default=5.0, gt=0)

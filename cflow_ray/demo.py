@@ -236,7 +236,7 @@ def _compare_paths(
         for number, (category, samples) in enumerate(shown.items(), start=1):
             content = data_set.root.read(samples[0].image)
             key = (category, registry.best(category))
-            image = prepare(content, bank.detector(key).config.input_size)
+            image = prepare(content, bank.detector(key).config.input)
             library = bank.score_batch([image.pixels_3HW], [key])[0].score
             online = _ask(server.url, category, content)
             found = (library, online, archive[samples[0].image])
@@ -261,13 +261,15 @@ def _draw_heat_maps(
 ) -> None:
     """One panel a category and defect: image, heat map, true outline."""
     by_key = {row["key"]: row for row in rows if row["error"] is None}
+    registry = Registry(root.child("registry"))
+    inputs = {category: registry.manifest(category, registry.best(category)).detector.input for category in shown}
     for category, samples in shown.items():
         for sample in samples:
             row = by_key.get(sample.image)
             if row is None:
                 continue
             map_HW = decode_map(read_maps(results, row["map"])[sample.image])
-            pixels = prepare(data_set.root.read(sample.image), map_HW.shape[0]).pixels_3HW
+            pixels = prepare(data_set.root.read(sample.image), inputs[category]).pixels_3HW
             mask_HW = read_mask(data_set.root, sample, map_HW.shape)
             caption = f"{sample.image}   score {row['score']:.3f}   p {row['p_value']:.3f}"
             image_HW3 = np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())

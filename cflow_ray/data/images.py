@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from cflow_ray.config import InputConfig, Resampling
 from cflow_ray.errors import ImageError
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
@@ -21,6 +22,20 @@ EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif",
 """File names that are taken for images, in any case."""
 MAX_PIXELS = 89_478_485
 """Most pixels that are decoded (Pillow's own limit for a decompression bomb): 270 MB as RGB."""
+_FILTERS: dict[Resampling, Image.Resampling] = {
+    "nearest": Image.Resampling.NEAREST,
+    "box": Image.Resampling.BOX,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+Frame = tuple[int, int, int, int]
+"""A rectangle of an original image: left, top, width, height."""
+Window = tuple[float, float, float, float]
+"""The same for an image of any size: left, top, right, bottom as shares of its sides."""
+WHOLE: Window = (0.0, 0.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -28,9 +43,22 @@ class PreparedImage:
     """An image as the encoder takes it, with the size of the original after its EXIF rotation."""
 
     pixels_3HW: Tensor
-    """uint8 RGB at the input size."""
+    """uint8 RGB at the input size or, with tiling, at the size it is cut at."""
     width: int
     height: int
+    frame: Frame
+    """What of the original the pixels show."""
+
+    @property
+    def window(self) -> Window:
+        """The frame as shares of the original's sides."""
+        return as_window(self.frame, self.width, self.height)
+
+
+def as_window(frame: Frame, width: int, height: int) -> Window:
+    """A frame of an image of width x height as shares of its sides."""
+    left, top, inner_width, inner_height = frame
+    return left / width, top / height, (left + inner_width) / width, (top + inner_height) / height
 
 
 def is_image_name(path: str) -> bool:
@@ -38,17 +66,43 @@ def is_image_name(path: str) -> bool:
     return path.lower().endswith(EXTENSIONS)
 
 
-def prepare(content: bytes, input_size: int) -> PreparedImage:
-    """Decode, turn upright, convert to 8-bit RGB and resize to input_size x input_size.
+def prepare(content: bytes, config: InputConfig) -> PreparedImage:
+    """Decode, turn upright, convert to 8-bit RGB, crop and resize as a detector's input is configured.
 
-    Both sides are resized (aspect is not kept, as in the paper), bilinear with antialiasing. 16-bit and float images
-    are scaled by fixed constants, never by their own range, so that brightness keeps its meaning; transparency is
-    dropped. Raises ImageError where the bytes are no whole image of a known format.
+    Both sides are resized to the input's (aspect is not kept, as in the paper); with tiling the image keeps its aspect
+    and is only scaled, to at least one tile. 16-bit and float images are scaled by fixed constants, never by their own
+    range, so that brightness keeps its meaning; transparency is dropped. Raises ImageError where the bytes are no
+    whole image of a known format, or too large to be scaled.
     """
     image = decode(content)
-    resized = image.resize((input_size, input_size), Image.Resampling.BILINEAR)
+    frame = centre_frame(image.width, image.height, config.crop)
+    height, width = _target(frame, config)
+    left, top, right, bottom = frame[0], frame[1], frame[0] + frame[2], frame[1] + frame[3]
+    resized = image.resize((width, height), _FILTERS[config.resampling], box=(left, top, right, bottom))
     pixels_3HW = torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
-    return PreparedImage(pixels_3HW, image.width, image.height)
+    return PreparedImage(pixels_3HW, image.width, image.height, frame)
+
+
+def centre_frame(width: int, height: int, share: float) -> Frame:
+    """The middle of an image, `share` of both sides."""
+    inner_width, inner_height = max(1, round(share * width)), max(1, round(share * height))
+    return (width - inner_width) // 2, (height - inner_height) // 2, inner_width, inner_height
+
+
+def centre_window(share: float) -> Window:
+    """The middle of an image of any size, `share` of both sides."""
+    return (1 - share) / 2, (1 - share) / 2, (1 + share) / 2, (1 + share) / 2
+
+
+def _target(frame: Frame, config: InputConfig) -> tuple[int, int]:
+    """Height and width to which a frame is resized."""
+    if config.tiling is None:
+        return config.size
+    scaled = (max(1, round(frame[3] * config.tiling.scale)), max(1, round(frame[2] * config.tiling.scale)))
+    height, width = (max(side, tile) for side, tile in zip(scaled, config.size, strict=True))
+    if height * width > MAX_PIXELS:
+        raise ImageError(f"{width} x {height} pixels once scaled by {config.tiling.scale:g}; at most {MAX_PIXELS}")
+    return height, width
 
 
 def decode(content: bytes) -> Image.Image:
@@ -58,11 +112,13 @@ def decode(content: bytes) -> Image.Image:
         return _to_rgb(ImageOps.exif_transpose(image))
 
 
-def decode_mask(content: bytes, size: tuple[int, int]) -> NDArray[np.bool_]:
-    """A mask (H, W) at size (H, W), nearest neighbour; every value above 0 is defect. Raises ImageError."""
+def decode_mask(content: bytes, size: tuple[int, int], window: Window = WHOLE) -> NDArray[np.bool_]:
+    """A window of a mask at size (H, W), nearest neighbour; every value above 0 is defect. Raises ImageError."""
     with _opened(content) as image:
         colours = [number for number, band in enumerate(image.getbands()) if band != "A"]
-        pixels_HWC = np.array(image.resize((size[1], size[0]), Image.Resampling.NEAREST)).reshape(*size, -1)
+        width, height = image.size
+        box = (window[0] * width, window[1] * height, window[2] * width, window[3] * height)
+        pixels_HWC = np.array(image.resize((size[1], size[0]), Image.Resampling.NEAREST, box=box)).reshape(*size, -1)
     mask_HW: NDArray[np.bool_] = pixels_HWC[..., colours].max(axis=2) > 0
     return mask_HW
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 
+from cflow_ray.config import InputConfig
 from cflow_ray.data.images import PreparedImage, prepare
 from cflow_ray.data.samples import Sample
 from cflow_ray.errors import ImageError
@@ -18,7 +19,7 @@ _AHEAD = 16
 Loaded = tuple[Sample, PreparedImage | ImageError]
 
 
-def load_images(root: Storage, samples: Iterable[Sample], input_size: int) -> Iterator[Loaded]:
+def load_images(root: Storage, samples: Iterable[Sample], config: InputConfig) -> Iterator[Loaded]:
     """Each sample with its image, in order; one that is no readable image comes with its ImageError instead.
 
     Raises StorageError where a file cannot be fetched at all.
@@ -26,7 +27,7 @@ def load_images(root: Storage, samples: Iterable[Sample], input_size: int) -> It
 
     def load(sample: Sample) -> Loaded:
         try:
-            return sample, prepare(root.read(sample.image), input_size)
+            return sample, prepare(root.read(sample.image), config)
         except ImageError as error:
             return sample, error
 

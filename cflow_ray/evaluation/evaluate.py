@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cflow_ray.config import EvaluateConfig
 from cflow_ray.data.datasets import read_data_set
-from cflow_ray.data.images import decode_map, decode_mask
+from cflow_ray.data.images import WHOLE, Window, as_window, decode_map, decode_mask
 from cflow_ray.data.samples import DataSet, Sample
 from cflow_ray.errors import DataError, ImageError
 from cflow_ray.evaluation.metrics import Metrics, compute_metrics
@@ -28,28 +29,31 @@ class LabelledFindings:
     maps: list[NDArray[np.float32] | None] = field(default_factory=list)
     masks: list[NDArray[np.bool_] | None] = field(default_factory=list)
 
-    def add(self, sample: Sample, score: float, map_HW: NDArray[np.float32] | None) -> None:
-        """Take in a labelled image; its mask is read at the map's size. An unreadable mask is a DataError."""
+    def add(self, sample: Sample, score: float, map_HW: NDArray[np.float32] | None, window: Window = WHOLE) -> None:
+        """Take in a labelled image; its mask is read at the map's size, in the window that the map covers.
+
+        An unreadable mask is a DataError.
+        """
         if sample.label is None:
             return
         self.scores.append(score)
         self.labels.append(sample.label)
         self.maps.append(map_HW)
-        self.masks.append(None if map_HW is None else read_mask(self.root, sample, map_HW.shape))
+        self.masks.append(None if map_HW is None else read_mask(self.root, sample, map_HW.shape, window))
 
     def metrics(self) -> Metrics:
         """The figures of what was gathered."""
         return compute_metrics(self.scores, self.labels, self.maps, self.masks)
 
 
-def read_mask(root: Storage, sample: Sample, size: tuple[int, ...]) -> NDArray[np.bool_] | None:
-    """The defect mask of a sample at size (H, W): empty for a good one, None for an anomaly without mask."""
+def read_mask(root: Storage, sample: Sample, size: tuple[int, ...], window: Window = WHOLE) -> NDArray[np.bool_] | None:
+    """A window of the defect mask of a sample at size (H, W): empty for a good one, None for an anomaly without mask."""
     if sample.label == 0:
         return np.zeros(size, dtype=bool)
     if sample.mask is None:
         return None
     try:
-        return decode_mask(root.read(sample.mask), (size[0], size[1]))
+        return decode_mask(root.read(sample.mask), (size[0], size[1]), window)
     except ImageError as error:
         raise DataError(f"the mask {root.join(sample.mask)} cannot be used: {error}") from error
 
@@ -82,15 +86,16 @@ def evaluate(
 
 
 def _category_metrics(
-    data_set: DataSet, results: Storage, rows: Sequence[Mapping[str, object]], by_path: Mapping[str, Sample]
+    data_set: DataSet, results: Storage, rows: Sequence[Mapping[str, Any]], by_path: Mapping[str, Sample]
 ) -> Metrics:
     findings = LabelledFindings(data_set.root)
     maps: dict[str, bytes] = {}
-    open_tar: object = None
+    open_tar: str | None = None
     for row in rows:
         if row["map"] is not None and row["map"] != open_tar:
-            open_tar, maps = row["map"], read_maps(results, str(row["map"]))
-        key = str(row["key"])
+            open_tar, maps = row["map"], read_maps(results, row["map"])
+        key = row["key"]
         map_HW = decode_map(maps[key]) if row["map"] is not None else None
-        findings.add(by_path[key], float(str(row["score"])), map_HW)
+        window = as_window(tuple(row["frame"]), row["width"], row["height"])
+        findings.add(by_path[key], row["score"], map_HW, window)
     return findings.metrics()

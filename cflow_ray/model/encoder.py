@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
 
 import timm
 import torch
@@ -54,18 +56,38 @@ class Encoder(nn.Module):
 
 
 def _build(config: EncoderConfig) -> tuple[nn.Module, tuple[int, ...]]:
+    levels = config.blocks or _levels_of_strides(config)
     try:
-        info = timm.create_model(config.name, features_only=True).feature_info
-    except (RuntimeError, AttributeError, ValueError, OSError) as error:
-        raise ConfigError(f"timm has no feature network {config.name!r}: {error}. See timm.list_models().") from error
+        network = _create(config.name, levels)
+    except (IndexError, AssertionError) as error:
+        raise ConfigError(f"{config.name} has no blocks {list(levels)}: {error}. Count from 0 to its last.") from error
+    _cut_after(network, network.feature_info.module_name()[-1])
+    return network, tuple(network.feature_info.channels())
+
+
+def _levels_of_strides(config: EncoderConfig) -> tuple[int, ...]:
+    """timm's indices of the levels with the configured strides."""
+    info = _create(config.name).feature_info
     strides = info.reduction()
     absent = sorted(set(config.strides) - set(strides))
     if absent:
-        raise ConfigError(f"{config.name} has no level of stride {absent}; it has {strides}.")
-    levels = tuple(info.out_indices[strides.index(stride)] for stride in config.strides)
-    network = timm.create_model(config.name, features_only=True, out_indices=levels)
-    _cut_after(network, network.feature_info.module_name()[-1])
-    return network, tuple(network.feature_info.channels())
+        raise ConfigError(
+            f"{config.name} has no level of stride {absent}; it has {strides}. Where they are all alike (a ViT), "
+            f"choose levels by `blocks`, e.g. {list(info.out_indices)}."
+        )
+    return tuple(info.out_indices[strides.index(stride)] for stride in config.strides)
+
+
+def _create(name: str, levels: tuple[int, ...] | None = None) -> Any:
+    """timm's feature network, which takes images of any size where it can."""
+    arguments: dict[str, Any] = {"features_only": True} | ({"out_indices": levels} if levels else {})
+    try:
+        if getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False):
+            with suppress(TypeError):  # a network with fixed input that knows no other sizes
+                return timm.create_model(name, **arguments, dynamic_img_size=True, dynamic_img_pad=True)
+        return timm.create_model(name, **arguments)
+    except (RuntimeError, AttributeError, ValueError, OSError) as error:
+        raise ConfigError(f"timm has no feature network {name!r}: {error}. See timm.list_models().") from error
 
 
 def _cut_after(network: nn.Module, last: str) -> None:

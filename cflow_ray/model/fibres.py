@@ -1,38 +1,70 @@
-"""The fibres of one level: every location of every image's feature map as a row, drawn in groups of positions."""
+"""The fibres of one level that a fit draws from: locations of feature maps as rows, alone or in groups of positions."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from cflow_ray.model.features import LevelFeatures
 from cflow_ray.model.position import position_encoding
 
-# Shapes: I images, P = h * w positions, C channels, D condition channels.
+# Shapes: T tiles (an image that is not cut is one tile), P = h * w positions, C channels, D condition channels.
 
 _POSITIONS_OF_A_DRAW = 64
 
 
 class Fibres:
-    """Features (I, C, h, w) as rows (I, P, C), with the condition (P, D) of every position."""
+    """Some tiles of a level at the positions that count, with every position's condition (P, D)."""
 
-    def __init__(self, features_IChw: Tensor, condition_channels: int) -> None:
-        images, channels, height, width = features_IChw.shape
-        self.rows_IPC = features_IChw.permute(0, 2, 3, 1).reshape(images, height * width, channels)
-        self.condition_PD = position_encoding(condition_channels, height, width)
+    def __init__(
+        self, level: LevelFeatures, tiles: Sequence[int], condition_channels: int, inside_P: Tensor | None = None
+    ) -> None:
+        """`inside_P` (P,) says which positions lie in the region of interest; None takes all."""
+        self._level = level
+        self._tiles = list(tiles)
+        self._positions = torch.arange(level.positions) if inside_P is None else inside_P.nonzero()[:, 0]
+        self._condition_PD = position_encoding(condition_channels, *level.size)
 
     def __len__(self) -> int:
-        """How many fibres there are, I * P."""
-        return self.rows_IPC.shape[0] * self.rows_IPC.shape[1]
+        """How many fibres there are."""
+        return len(self._tiles) * len(self._positions)
+
+    @property
+    def channels(self) -> int:
+        """C."""
+        return self._level.channels
 
     def draw(
         self, count: int, generator: torch.Generator, positions: int = _POSITIONS_OF_A_DRAW
     ) -> tuple[Tensor, Tensor]:
-        """About `count` fibres (b, p, C), at p random positions of b random images, and the condition (p, D)."""
-        images, all_positions = self.rows_IPC.shape[:2]
-        at_P = torch.randperm(all_positions, generator=generator)[:positions]
-        of_I = torch.randperm(images, generator=generator)[: max(1, count // len(at_P))]
-        return self.rows_IPC[of_I[:, None], at_P], self.condition_PD[at_P]
+        """About `count` fibres (t, p, C), at p random positions of t random tiles, and the condition (p, D)."""
+        at_P = self._positions[torch.randperm(len(self._positions), generator=generator)[:positions]]
+        of_T = torch.randperm(len(self._tiles), generator=generator)[: max(1, count // len(at_P))].tolist()
+        return self._level.fibres([self._tiles[of] for of in of_T], at_P), self._condition_PD[at_P]
 
     def spread(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """About `count` fibres from all images, at as many random positions as that takes."""
-        return self.draw(count, generator, positions=max(1, count // self.rows_IPC.shape[0]))
+        """About `count` fibres from all tiles, at as many random positions as that takes."""
+        return self.draw(count, generator, positions=max(1, count // len(self._tiles)))
+
+    def batches(self, size: int, generator: torch.Generator) -> list[list[int]]:
+        """The tiles, shuffled, in batches of `size`; a last, smaller batch is dropped unless it is the only one."""
+        order = torch.randperm(len(self._tiles), generator=generator).tolist()
+        size = min(size, len(order))
+        return [
+            [self._tiles[number] for number in order[at : at + size]] for at in range(0, len(order) - size + 1, size)
+        ]
+
+    def shuffled(self, tiles: Sequence[int], count: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """All fibres of some tiles in random order, `count` at a time: (N, C) with conditions (N, D).
+
+        A last, smaller draw is dropped unless it is the only one, as in the official code.
+        """
+        rows_EC = self._level.fibres(tiles, self._positions).flatten(0, 1)
+        condition_ED = self._condition_PD[self._positions].repeat(len(tiles), 1)
+        order_E = torch.randperm(len(rows_EC), generator=generator)
+        count = min(count, len(rows_EC))
+        for at in range(0, len(rows_EC) - count + 1, count):
+            chosen_N = order_E[at : at + count]
+            yield rows_EC[chosen_N], condition_ED[chosen_N]

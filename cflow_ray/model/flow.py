@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from FrEIA.framework import SequenceINN
 from FrEIA.modules import AllInOneBlock
 from torch import Tensor, nn
+from torch.nn import functional
 
 from cflow_ray.config import FlowConfig
 
@@ -16,6 +18,7 @@ from cflow_ray.config import FlowConfig
 
 FREIA_VERSION = "0.2"
 """The release whose likelihoods our checkpoints hold; FrEIA's git head computes others from the same weights."""
+_BLOCK = "flow.module_list.{}."
 
 
 class Decoder(nn.Module):
@@ -36,8 +39,7 @@ class Decoder(nn.Module):
             # the same parameters and the same forward; the rotation is written over it below.
             self.flow.append(
                 AllInOneBlock,
-                cond=0,
-                cond_shape=(config.condition_channels,),
+                **_condition_arguments(config),
                 subnet_constructor=_subnet,
                 affine_clamping=config.clamp,
                 global_affine_type="SOFTPLUS",
@@ -47,8 +49,9 @@ class Decoder(nn.Module):
             self._draw(generator)
 
     def forward(self, fibres_NC: Tensor, condition_ND: Tensor) -> Tensor:
-        """Log-likelihood per dimension (N,) in nats: log p(fibre | condition) / C."""
-        latent_NC, log_det_N = self.flow(fibres_NC, [condition_ND])
+        """Log-likelihood per dimension (N,) in nats: log p(fibre | condition) / C; an unconditional flow ignores it."""
+        condition = [condition_ND] if self.config.condition_channels else None
+        latent_NC, log_det_N = self.flow(fibres_NC, condition)
         constant = -0.5 * self.channels * math.log(2 * math.pi)
         likelihood: Tensor = (constant - 0.5 * latent_NC.square().sum(1) + log_det_N) / self.channels
         return likelihood
@@ -84,6 +87,40 @@ class Decoder(nn.Module):
                 layer.bias.uniform_(-bound, bound, generator=generator)
 
 
+def state_shapes(channels: int, config: FlowConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of `Decoder.state()`, without building a decoder."""
+    passive, active = halves(channels)
+    inputs = passive + config.condition_channels
+    shapes: dict[str, tuple[int, ...]] = {}
+    for index in range(config.blocks):
+        shapes |= {
+            f"{_BLOCK.format(index)}global_scale": (1, channels),
+            f"{_BLOCK.format(index)}global_offset": (1, channels),
+            f"{_BLOCK.format(index)}w_perm": (channels, channels),
+            f"{_BLOCK.format(index)}subnet.0.weight": (2 * inputs, inputs),
+            f"{_BLOCK.format(index)}subnet.0.bias": (2 * inputs,),
+            f"{_BLOCK.format(index)}subnet.2.weight": (2 * active, 2 * inputs),
+            f"{_BLOCK.format(index)}subnet.2.bias": (2 * active,),
+        }
+    return shapes
+
+
+def block_state(state: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
+    """The tensors of one block of a decoder's state, under FrEIA's names within the block."""
+    prefix = _BLOCK.format(index)
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+def halves(channels: int) -> tuple[int, int]:
+    """How FrEIA splits the channels: passive ones, which pass and steer, and active ones, which are moved."""
+    return channels - channels // 2, channels // 2
+
+
+def activated_scale(parameter: Tensor) -> Tensor:
+    """The scale that FrEIA makes of its parameter: 0.1 softplus(beta = 0.5)."""
+    return 0.1 * functional.softplus(parameter, beta=0.5)
+
+
 def sample_rotation(channels: int, generator: torch.Generator) -> Tensor:
     """A matrix (channels, channels) drawn uniformly from SO(channels): QR of a Gaussian, signs fixed (Mezzadri 2007)."""
     gaussian = torch.randn(channels, channels, generator=generator, dtype=torch.float64)
@@ -92,6 +129,12 @@ def sample_rotation(channels: int, generator: torch.Generator) -> Tensor:
     if torch.linalg.det(rotation) < 0:
         rotation[:, 0].neg_()
     return rotation.float()
+
+
+def _condition_arguments(config: FlowConfig) -> dict[str, Any]:
+    if config.condition_channels == 0:
+        return {}
+    return {"cond": 0, "cond_shape": (config.condition_channels,)}
 
 
 def _subnet(channels_in: int, channels_out: int) -> nn.Module:

@@ -1,4 +1,4 @@
-"""How long and how fast each level is fitted: the named recipes and the caps for small data sets."""
+"""How long and how fast each level is fitted: the named recipes, the caps for small data sets, the paper's own."""
 
 from __future__ import annotations
 
@@ -28,6 +28,34 @@ class LevelSchedule:
         return self.rate * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, self.steps - rising)))
 
 
+@dataclass(frozen=True)
+class PaperSchedule:
+    """The official code's optimisation (gudovskiy/cflow-ad, `train.py` and `utils.py`)."""
+
+    meta_epochs: int = 25
+    sub_epochs: int = 8
+    images: int = 32
+    """Of one batch; the last, smaller batch of a pass is dropped."""
+    fibres: int = 256
+    """Rows of one step, drawn without replacement from the batch."""
+    rate: float = 2e-4
+    final_share: float = 1e-3
+    """Of the rate, at the end of the cosine."""
+    warm_up_epochs: int = 2
+    """Meta epochs in which the rate rises from a tenth to where the cosine is by then."""
+
+    def rate_at(self, meta_epoch: int, batch: int, batches: int) -> float:
+        """Adam's rate at a batch of images of a meta epoch that has `batches` of them; both counted from 0."""
+        if meta_epoch >= self.warm_up_epochs:
+            return self._cosine(meta_epoch)
+        start, end = self.rate / 10, self._cosine(self.warm_up_epochs)
+        return start + (end - start) * (batch + meta_epoch * batches) / (self.warm_up_epochs * batches)
+
+    def _cosine(self, meta_epoch: int) -> float:
+        lowest = self.rate * self.final_share
+        return lowest + (self.rate - lowest) * (1 + math.cos(math.pi * meta_epoch / self.meta_epochs)) / 2
+
+
 # Steps, fibres and rates for strides up to 8, up to 16, and above. From the data-dependent start a rate 40 times the
 # paper's is stable; a wide level wants half of it. More steps buy accuracy, more fibres a step do not.
 _STEPS: dict[Recipe, tuple[int, int, int]] = {
@@ -44,7 +72,7 @@ _RATES = (8e-3, 8e-3, 4e-3)
 _PASSES = (10, 10, 8)
 
 
-def level_schedule(recipe: Recipe, stride: int, fibres_available: int) -> LevelSchedule:
+def level_schedule(recipe: Recipe, stride: float, fibres_available: int) -> LevelSchedule:
     """The schedule of a level, with steps capped to some passes over the data: small sets overfit past that."""
     level = 0 if stride <= 8 else 1 if stride <= 16 else 2
     fibres = min(_FIBRES[recipe][level], fibres_available)

@@ -13,7 +13,10 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
-# Shapes: B images, L levels, H x W pixels of the network's input, h_l x w_l of level l.
+# Shapes: B images, L levels, H x W pixels of the network's input, h_l x w_l of level l, P pixels of a map.
+
+_LARGEST = 1.0 - 2**-24
+"""The largest float32 below 1."""
 
 
 @dataclass(frozen=True)
@@ -75,46 +78,74 @@ class Verdict:
 
 
 def judge(
-    score: float, map_HW: NDArray[np.float32], calibration: Calibration, target_fpr: float, size: tuple[int, int]
+    score: float,
+    map_HW: NDArray[np.float32],
+    calibration: Calibration,
+    target_fpr: float,
+    frame: tuple[int, int, int, int],
 ) -> Verdict:
-    """The verdict on an image of size (width, height) from its score and map."""
+    """The verdict on an image from its score and map; the map covers `frame` (left, top, width, height) of it."""
     threshold = calibration.threshold(target_fpr)
     return Verdict(
         score=score,
         p_value=calibration.p_value(score),
         is_anomaly=threshold is not None and score > threshold,
         threshold=threshold,
-        regions=find_regions(map_HW, threshold, *size),
+        regions=find_regions(map_HW, threshold, frame),
     )
 
 
-def anomaly_map(likelihoods: Sequence[Tensor], peaks: Sequence[float], size: tuple[int, int]) -> Tensor:
+def anomaly_map(
+    likelihoods: Sequence[Tensor],
+    peaks: Sequence[float],
+    size: tuple[int, int],
+    weights: Sequence[float] | None = None,
+) -> Tensor:
     """Maps (B, H, W) in [0, 1) from each level's log-likelihoods per dimension (B, h_l, w_l).
 
-    p_l = exp(min(ll_l - peak_l, 0)) is brought to H x W bilinearly; the map is 1 - mean_l p_l. Unlike the paper's
-    rule nothing of another image enters, so an image's map does not depend on its batch.
+    p_l = exp(min(ll_l - peak_l, 0)) is brought to H x W bilinearly; the map is 1 - mean_l p_l, the levels weighted alike
+    or by `weights`. Unlike the paper's rule nothing of another image enters, so an image's map does not depend on its
+    batch.
     """
+    weights = [1.0] * len(peaks) if weights is None else weights
     total: Tensor | None = None
-    for likelihood_Bhw, peak in zip(likelihoods, peaks, strict=True):
+    for likelihood_Bhw, peak, weight in zip(likelihoods, peaks, weights, strict=True):
         p_Bhw = torch.exp(torch.clamp(likelihood_Bhw - peak, max=0.0))
         p_BHW = functional.interpolate(p_Bhw[:, None], size, mode="bilinear", align_corners=True)[:, 0]
+        p_BHW = p_BHW if weight == 1.0 else p_BHW * weight
         total = p_BHW if total is None else total + p_BHW
     if total is None:
         raise ValueError("no level")
-    return (1 - total / len(peaks)).clamp(0.0, 1.0 - 2**-24)
+    return (1 - total / sum(weights)).clamp(0.0, _LARGEST)
 
 
-def image_scores(map_BHW: Tensor, top_fraction: float) -> Tensor:
-    """Scores (B,) in [0, 1): the mean of the map's highest pixels; a fraction of 0 takes the maximum."""
-    pixels_BP = map_BHW.flatten(1)
+def smoothed(map_BHW: Tensor, sigma: float) -> Tensor:
+    """Maps blurred by a Gaussian of `sigma` pixels, cut off at four of them; the border is repeated outwards."""
+    radius = math.ceil(4 * sigma)
+    at = torch.arange(-radius, radius + 1, dtype=map_BHW.dtype, device=map_BHW.device)
+    kernel = torch.exp(-0.5 * (at / sigma).square())
+    kernel = kernel / kernel.sum()
+    padded_B1HW = functional.pad(map_BHW[:, None], (radius, radius, radius, radius), mode="replicate")
+    rows_B1HW = functional.conv2d(padded_B1HW, kernel[None, None, None, :])
+    return functional.conv2d(rows_B1HW, kernel[None, None, :, None])[:, 0].clamp(0.0, _LARGEST)
+
+
+def image_scores(pixels_BP: Tensor, top_fraction: float) -> Tensor:
+    """Scores (B,) in [0, 1) of maps as rows of pixels: the mean of the highest; a fraction of 0 takes the maximum."""
     count = max(1, math.ceil(top_fraction * pixels_BP.shape[1]))
     return pixels_BP.topk(count, dim=1).values.double().mean(1).float()  # a float32 mean can pass the maximum
 
 
-def find_regions(map_HW: NDArray[np.float32], threshold: float | None, width: int, height: int) -> list[Region]:
-    """8-connected regions of the map above the threshold, scaled to an original of width x height, highest peak first."""
+def find_regions(
+    map_HW: NDArray[np.float32], threshold: float | None, frame: tuple[int, int, int, int]
+) -> list[Region]:
+    """8-connected regions of the map above the threshold, highest peak first.
+
+    They are scaled to the part of the original that the map covers: `frame` is its left, top, width and height.
+    """
     if threshold is None or not (above := map_HW > threshold).any():
         return []
+    left, top, width, height = frame
     map_height, map_width = map_HW.shape
     labels, count = ndimage.label(above, structure=np.ones((3, 3)))
     indices = np.arange(1, count + 1)
@@ -123,10 +154,10 @@ def find_regions(map_HW: NDArray[np.float32], threshold: float | None, width: in
     regions = [
         Region(
             box=(
-                columns.start * width // map_width,  # whole numbers: a float product can pass the image's edge
-                rows.start * height // map_height,
-                -(-columns.stop * width // map_width),
-                -(-rows.stop * height // map_height),
+                left + columns.start * width // map_width,  # whole numbers: a float product can pass the image's edge
+                top + rows.start * height // map_height,
+                left - (-columns.stop * width // map_width),
+                top - (-rows.stop * height // map_height),
             ),
             area=float(area * width * height / map_HW.size),
             peak=float(peak),

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from cflow_ray.config import Maps, Model, ScoreConfig
+from cflow_ray.config import InputConfig, Maps, Model, ScoreConfig
 from cflow_ray.data.archive import Shard, ShardIndex, find_shards, read_index
 from cflow_ray.errors import CheckpointError, ConfigError, DataError
 from cflow_ray.store.registry import Registry
@@ -22,7 +22,7 @@ class PlannedCheckpoint(Model):
     """The version that scores a category in this job, and what its input must look like."""
 
     version: str
-    input_size: int
+    input: InputConfig
     target_fpr: float
 
 
@@ -175,7 +175,7 @@ def _planned_checkpoints(config: ScoreConfig) -> dict[str, PlannedCheckpoint]:
         manifest = registry.manifest(category, version)
         planned[category] = PlannedCheckpoint(
             version=version,
-            input_size=manifest.detector.input_size,
+            input=manifest.detector.input,
             target_fpr=config.target_fpr or manifest.detector.target_fpr,
         )
     return planned

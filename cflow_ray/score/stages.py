@@ -24,7 +24,7 @@ from cflow_ray.store.results import write_part
 from cflow_ray.store.storage import Storage
 
 # A chunk travels as one row of Ray Data, a dict: `shard`, `first`, `records` (a list of dicts of key, category, error,
-# width, height, side) and `pixels`, the uint8 (3, side, side) images of the records without error, one after the other.
+# width, height, frame, shape) and `pixels`, the uint8 (3, *shape) images of the records without error, end to end.
 
 Row = dict[str, Any]
 
@@ -136,9 +136,10 @@ class ScoreChunk:
 
 
 def _scored(record: Row, finding: Finding, detector: Detector, checkpoint: PlannedCheckpoint) -> Row:
-    size = (record["width"], record["height"])
-    verdict = judge(finding.score, finding.map_HW, detector.calibration, checkpoint.target_fpr, size)
-    return {**asdict(verdict), "checkpoint": checkpoint.version, "width": size[0], "height": size[1]}
+    frame = tuple(record["frame"])
+    verdict = judge(finding.score, finding.map_HW, detector.calibration, checkpoint.target_fpr, frame)
+    of_record = {name: record[name] for name in ("width", "height", "frame")}
+    return {**asdict(verdict), **of_record, "checkpoint": checkpoint.version}
 
 
 @lru_cache(maxsize=4)
@@ -155,8 +156,7 @@ def _decoded(plan: Plan, key: str, content: bytes | StorageError) -> tuple[Row, 
         if isinstance(content, StorageError):
             raise content
         category = plan.category_of(key)
-        side = plan.checkpoints[category].input_size
-        image = prepare(content, side)
+        image = prepare(content, plan.checkpoints[category].input)
     except (ImageError, DataError, StorageError) as error:
         return _failed(key, category, str(error)), b""
     record = {
@@ -165,22 +165,32 @@ def _decoded(plan: Plan, key: str, content: bytes | StorageError) -> tuple[Row, 
         "error": None,
         "width": image.width,
         "height": image.height,
-        "side": side,
+        "frame": list(image.frame),
+        "shape": list(image.pixels_3HW.shape[1:]),
     }
     return record, image.pixels_3HW.numpy().tobytes()
 
 
 def _failed(key: str, category: str | None, error: str) -> Row:
-    return {"key": key, "category": category, "error": error, "width": None, "height": None, "side": 0}
+    return {
+        "key": key,
+        "category": category,
+        "error": error,
+        "width": None,
+        "height": None,
+        "frame": None,
+        "shape": [0, 0],
+    }
 
 
 def _unpack(chunk: Row) -> dict[int, Tensor]:
-    """The images (3, side, side) of a chunk by the number of their record."""
+    """The images (3, H, W) of a chunk by the number of their record."""
     flat = torch.from_numpy(np.frombuffer(chunk["pixels"], dtype=np.uint8).copy())
     images, at = {}, 0
     for number, record in enumerate(chunk["records"]):
         if record["error"] is None:
-            length = 3 * record["side"] ** 2
-            images[number] = flat[at : at + length].view(3, record["side"], record["side"])
+            height, width = record["shape"]
+            length = 3 * height * width
+            images[number] = flat[at : at + length].view(3, height, width)
             at += length
     return images

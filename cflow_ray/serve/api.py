@@ -40,7 +40,8 @@ class CategoryAnswer(BaseModel):
 
     category: str
     checkpoint: str
-    input_size: int
+    input_size: tuple[int, int]
+    """Height and width of the network's input."""
     target_fpr: float
     metrics: dict[str, float | None]
     problem: str | None
@@ -100,7 +101,7 @@ def _describe(served: ServedCheckpoint) -> CategoryAnswer:
     return CategoryAnswer(
         category=manifest.category,
         checkpoint=manifest.version,
-        input_size=manifest.detector.input_size,
+        input_size=manifest.detector.size,
         target_fpr=manifest.detector.target_fpr,
         metrics=manifest.metrics,
         problem=served.problem,

@@ -7,7 +7,7 @@ import threading
 from dataclasses import dataclass
 
 from cflow_ray.errors import CflowRayError, CheckpointError
-from cflow_ray.model.detector import DetectorBank
+from cflow_ray.model.bank import DetectorBank
 from cflow_ray.model.scoring import Calibration
 from cflow_ray.store.checkpoint import Manifest
 from cflow_ray.store.registry import CheckpointKey, Registry

@@ -36,12 +36,11 @@ class ScoringService:
         Raises CheckpointError for a category that is not served, ImageError, and OverloadedError.
         """
         served = self.checkpoints[category]
-        image = await asyncio.to_thread(prepare, content, served.manifest.detector.input_size)
+        image = await asyncio.to_thread(prepare, content, served.manifest.detector.input)
         finding = await self._batcher.submit((served.key, image.pixels_3HW))
-        size = (image.width, image.height)
         calibration, target_fpr = served.calibration, served.manifest.detector.target_fpr
-        verdict = await asyncio.to_thread(judge, finding.score, finding.map_HW, calibration, target_fpr, size)
-        return served, verdict, size
+        verdict = await asyncio.to_thread(judge, finding.score, finding.map_HW, calibration, target_fpr, image.frame)
+        return served, verdict, (image.width, image.height)
 
     def _score_batch(self, items: Sequence[tuple[CheckpointKey, Tensor]]) -> list[Finding]:
         return self._bank.score_batch([image for _, image in items], [key for key, _ in items])

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import safetensors
 import safetensors.torch
+import torch
 from pydantic import Field, ValidationError, model_validator
 from torch import Tensor
 
@@ -16,13 +17,16 @@ from cflow_ray import __version__
 from cflow_ray.config import DetectorConfig, Model
 from cflow_ray.errors import CheckpointError
 from cflow_ray.model.detector import Detector
-from cflow_ray.model.flow import FREIA_VERSION, Decoder
+from cflow_ray.model.fitted import Fitted
+from cflow_ray.model.flow import FREIA_VERSION, Decoder, state_shapes
+from cflow_ray.model.folded import FoldedDecoder
 from cflow_ray.model.scoring import Calibration
 from cflow_ray.store.storage import Storage
 
 FORMAT_VERSION = 1
 _WEIGHTS = "decoders.safetensors"
 _MANIFEST = "manifest.json"
+_REGION = "region"
 
 
 def installed_packages() -> dict[str, str]:
@@ -44,7 +48,7 @@ class Manifest(Model):
     """Channels of the encoder's levels."""
     freia_version: str = FREIA_VERSION
     peaks: tuple[float, ...]
-    """Log-likelihood per dimension of each level's peak, in nats."""
+    """Log-likelihood per dimension of each level's peak, in nats; empty before the calibration of imported weights."""
     calibration_scores: tuple[float, ...]
     """Ascending scores of normal images that chose nothing."""
     metrics: dict[str, float | None] = Field(default_factory=dict)
@@ -61,22 +65,30 @@ class Manifest(Model):
 
     @model_validator(mode="after")
     def _one_of_each_per_level(self) -> Self:
-        levels = len(self.detector.encoder.strides)
-        if not levels == len(self.channels) == len(self.peaks):
-            raise ValueError(f"{levels} strides, {len(self.channels)} channels and {len(self.peaks)} peaks")
+        levels = self.detector.encoder.levels
+        if len(self.channels) != levels or len(self.peaks) not in (0, levels):
+            raise ValueError(f"{levels} levels, {len(self.channels)} channels and {len(self.peaks)} peaks")
         return self
 
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether this version can score; imported weights cannot before `models calibrate`."""
+        return bool(self.peaks)
 
-def save_checkpoint(storage: Storage, detector: Detector, manifest: Manifest, attachments: Mapping[str, bytes]) -> None:
+
+def save_checkpoint(storage: Storage, fitted: Fitted, manifest: Manifest, attachments: Mapping[str, bytes]) -> None:
     """Write a checkpoint into an empty directory; the manifest comes last, so what lacks one is no checkpoint.
 
     `attachments` are files for people that scoring does not need, by name.
     """
+    half = fitted.config.dtype == "float16"
     state = {
-        f"level{level}.{name}": tensor.contiguous()
-        for level, decoder in enumerate(detector.decoders)
-        for name, tensor in decoder.state().items()  # type: ignore[operator]
+        f"level{level}.{name}": _stored(tensor, half)
+        for level, decoder in enumerate(fitted.decoders)
+        for name, tensor in decoder.state().items()
     }
+    if fitted.region_HW is not None:
+        state[_REGION] = fitted.region_HW.to(torch.uint8).contiguous()
     storage.write(_WEIGHTS, safetensors.torch.save(state, metadata={"freia": FREIA_VERSION}))
     for name, content in attachments.items():
         storage.write(name, content)
@@ -116,24 +128,67 @@ def check_format(given: object, where: str) -> None:
         )
 
 
-def load_checkpoint(storage: Storage, manifest: Manifest | None = None) -> Detector:
-    """The detector of a checkpoint; raises CheckpointError where weights and manifest do not fit each other."""
-    manifest = manifest or read_manifest(storage)
-    try:
-        state = safetensors.torch.load(storage.read(_WEIGHTS))
-    except safetensors.SafetensorError as error:
-        raise CheckpointError(f"{storage.join(_WEIGHTS)} is damaged: {error}. Promote another version.") from error
-    decoders = [Decoder(channels, manifest.detector.flow) for channels in manifest.channels]
-    try:
-        for level, decoder in enumerate(decoders):
-            decoder.load_state(_level_state(state, level))
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{storage.join(_WEIGHTS)} does not fit its manifest: {reason}") from error
+def load_checkpoint(storage: Storage) -> Detector:
+    """The detector of a checkpoint, read and folded without building FrEIA's modules.
+
+    Raises CheckpointError where weights and manifest do not fit each other, or the version is not calibrated yet.
+    """
+    manifest = read_manifest(storage)
+    if not manifest.is_calibrated:
+        raise CheckpointError(
+            f"{storage.uri} holds imported weights without calibration. "
+            f"Run: cflow-ray models calibrate {manifest.category} {manifest.version} --data ... --registry ..."
+        )
+    states, region_HW = _read_states(storage, manifest)
+    flow = manifest.detector.flow
+    decoders = [FoldedDecoder(channels, flow, state) for channels, state in zip(manifest.channels, states, strict=True)]
     calibration = Calibration.of(manifest.peaks, manifest.calibration_scores)
-    return Detector(manifest.detector, decoders, calibration, manifest.encoder_digest)
+    return Detector(manifest.detector, decoders, calibration, manifest.encoder_digest, region_HW)
 
 
-def _level_state(state: dict[str, Tensor], level: int) -> dict[str, Tensor]:
-    prefix = f"level{level}."
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+def load_fitted(storage: Storage) -> Fitted:
+    """FrEIA's decoders of a checkpoint, calibrated or not; for what goes on from the weights, not for scoring."""
+    manifest = read_manifest(storage)
+    states, region_HW = _read_states(storage, manifest)
+    decoders = tuple(Decoder(channels, manifest.detector.flow) for channels in manifest.channels)
+    for decoder, state in zip(decoders, states, strict=True):
+        decoder.load_state(state)
+    calibration = Calibration.of(manifest.peaks, manifest.calibration_scores)
+    return Fitted(manifest.detector, decoders, calibration, region_HW)
+
+
+def _read_states(storage: Storage, manifest: Manifest) -> tuple[list[dict[str, Tensor]], Tensor | None]:
+    """Every level's decoder state, checked against the manifest, and the region of interest."""
+    where = storage.join(_WEIGHTS)
+    try:
+        stored = safetensors.torch.load(storage.read(_WEIGHTS))
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"{where} is damaged: {error}. Promote another version.") from error
+    region_HW = stored.pop(_REGION, None)
+    needed = {
+        f"level{level}.{name}": shape
+        for level, channels in enumerate(manifest.channels)
+        for name, shape in state_shapes(channels, manifest.detector.flow).items()
+    }
+    found = {name: tuple(tensor.shape) for name, tensor in stored.items()}
+    wrong = sorted({*needed.items()} ^ {*found.items()})
+    if wrong:
+        name = wrong[0][0]
+        raise CheckpointError(
+            f"{where} does not fit its manifest: {name} is {found.get(name, 'missing')}, the manifest asks for "
+            f"{needed.get(name, 'no such tensor')}; promote another version."
+        )
+    return _by_level(stored, len(manifest.channels)), None if region_HW is None else region_HW.bool()
+
+
+def _by_level(state: Mapping[str, Tensor], levels: int) -> list[dict[str, Tensor]]:
+    prefixes = [f"level{level}." for level in range(levels)]
+    return [
+        {name.removeprefix(prefix): tensor.float() for name, tensor in state.items() if name.startswith(prefix)}
+        for prefix in prefixes
+    ]
+
+
+def _stored(tensor: Tensor, half: bool) -> Tensor:
+    """Matrices may be halved; scales reach 1e5 before their activation and weigh nothing, so they stay float32."""
+    return (tensor.half() if half and min(tensor.shape, default=1) > 1 and tensor.dim() == 2 else tensor).contiguous()

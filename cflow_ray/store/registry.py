@@ -15,14 +15,17 @@ from torch import Tensor
 
 from cflow_ray.config import EncoderConfig, Model
 from cflow_ray.errors import CheckpointError, StorageError
-from cflow_ray.model.detector import Detector, DetectorBank
+from cflow_ray.model.bank import DetectorBank
+from cflow_ray.model.detector import Detector
 from cflow_ray.model.encoder import Encoder
+from cflow_ray.model.fitted import Fitted
 from cflow_ray.store.checkpoint import (
     FORMAT_VERSION,
     Manifest,
     check_format,
     describe_damage,
     load_checkpoint,
+    load_fitted,
     read_manifest,
     save_checkpoint,
 )
@@ -138,6 +141,11 @@ class Registry:
     def promote(self, category: str, version: str) -> Pointer:
         """Make a version the best; the pointer moves in one write. What was best goes into the history."""
         version = self.resolve(category, version)
+        if not self.manifest(category, version).is_calibrated:
+            raise CheckpointError(
+                f"{version} of {category!r} is not calibrated and cannot score yet. "
+                f"Run: cflow-ray models calibrate {category} {version} --data ... --registry {self.storage.uri}"
+            )
         current = self._pointer_if_there(category)
         if current is not None and current.version == version:
             return current
@@ -161,6 +169,10 @@ class Registry:
     def detector(self, category: str, version: str) -> Detector:
         """The detector of a version."""
         return load_checkpoint(self._at(category, version))
+
+    def fitted(self, category: str, version: str) -> Fitted:
+        """FrEIA's decoders of a version, calibrated or not."""
+        return load_fitted(self._at(category, version))
 
     def encoder(self, config: EncoderConfig, weights_digest: str) -> Encoder:
         """The encoder of a configuration with the stored weights of a digest; a mismatch is refused."""
@@ -190,7 +202,7 @@ class Registry:
     def add(
         self,
         category: str,
-        detector: Detector,
+        fitted: Fitted,
         describe: Callable[[str], Manifest],
         attachments: Mapping[str, bytes] | None = None,
     ) -> str:
@@ -198,7 +210,7 @@ class Registry:
         check_category_name(category)
         number = 1 + max((_number(name)[0] for name in self.storage.folders(category)), default=0)
         version = f"v{number}-{uuid.uuid4().hex[:6]}"
-        save_checkpoint(self._at(category, version), detector, describe(version), attachments or {})
+        save_checkpoint(self._at(category, version), fitted, describe(version), attachments or {})
         return version
 
     def listing(self) -> list[Version]:

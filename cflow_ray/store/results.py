@@ -33,13 +33,16 @@ SCORE_SCHEMA = pa.schema(
         pa.field("threshold", pa.float64()),
         pa.field("width", pa.int32()),
         pa.field("height", pa.int32()),
+        pa.field("frame", pa.list_(pa.int32(), 4)),
         pa.field("regions", pa.list_(REGION_TYPE)),
         pa.field("map", pa.string()),
         pa.field("error", pa.string()),
     ],
     metadata={"cflow_ray.format_version": str(FORMAT_VERSION)},
 )
-"""One row a record. `map` names the side-car tar (below the results) that holds `<key>.png`, 16 bit, value x 65535."""
+"""One row a record. `frame` is what the map covers of the original: left, top, width, height.
+
+`map` names the side-car tar (below the results) that holds `<key>.png`, 16 bit, value x 65535."""
 
 _PART = re.compile(r"shard=(?P<shard>[^/]+)/part-(?P<first>\d{9,})\.parquet")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -13,22 +13,32 @@ import torch
 from torch import Tensor
 
 from cflow_ray.config import DetectorConfig
-from cflow_ray.data.images import PreparedImage
+from cflow_ray.data.images import PreparedImage, centre_window, decode_mask
 from cflow_ray.data.loading import load_images
 from cflow_ray.data.samples import TEST, DataSet, Sample
 from cflow_ray.errors import CflowRayError, DataError, ImageError
 from cflow_ray.evaluation.evaluate import LabelledFindings, read_mask
 from cflow_ray.evaluation.metrics import Metrics
 from cflow_ray.evaluation.report import heat_map_panel
-from cflow_ray.model.detector import Detector, DetectorBank, Finding
+from cflow_ray.model.augmentation import altered_copies
+from cflow_ray.model.bank import DetectorBank
+from cflow_ray.model.descent import FitProgress
+from cflow_ray.model.detector import Detector, Finding
 from cflow_ray.model.encoder import Encoder
-from cflow_ray.model.fitting import Report, category_seed, encode, fit_detector
+from cflow_ray.model.features import Features, encode
+from cflow_ray.model.fitted import Fitted
+from cflow_ray.model.fitting import category_seed, fit_detector
+from cflow_ray.model.tiling import Layout
 from cflow_ray.store.checkpoint import Manifest
 from cflow_ray.store.registry import Registry
-from cflow_ray.store.storage import Storage
+from cflow_ray.store.storage import Storage, split_uri
 from cflow_ray.store.weights import read_weights
+from cflow_ray.train.scratch import FeatureCache
 
 _BATCH = 16
+
+Report = Callable[[FitProgress], None]
+"""Tells the run how far a category is."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,10 @@ class FitSite:
     data_root: str
     registry: str
     storage_options: Mapping[str, Any]
+    cache_bytes: int = 4 * 2**30
+    """Memory of a worker for encoded features."""
+    scratch: str | None = None
+    """Folder of the node for the features beyond that."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +103,7 @@ class _Fit:
 
     def __init__(self, task: FitTask, site: FitSite) -> None:
         self._task = task
+        self._site = site
         self._data = DataSet(Storage(site.data_root, site.storage_options), task.samples)
         self._registry = Registry(Storage(site.registry, site.storage_options))
         self._weights = read_weights(task.detector.encoder, site.storage_options)
@@ -99,13 +114,18 @@ class _Fit:
         normals = self._data.normals(self._task.category)
         if not normals:
             raise DataError(f"{self._task.category!r} has no training image; add normal images to its train split.")
-        images = (image.pixels_3HW for _, image in self._readable(normals))
-        pyramid = encode(self._encoder, _stacks(images))
-        detector = fit_detector(pyramid, self._task.detector, self._seed, report)
+        fitted = fit_detector(
+            self._encoded(normals),
+            self._task.detector,
+            self._seed,
+            lambda progress, _: report(progress),
+            self._region(),
+        )
+        detector = fitted.detector()
         findings, attachments = self._evaluate(detector)
         metrics = findings.metrics()
         seconds = round(time.monotonic() - start, 1)
-        version = self._store(detector, metrics, attachments, seconds)
+        version = self._store(fitted, metrics, attachments, seconds)
         return Outcome(
             category=self._task.category,
             status="fitted",
@@ -115,12 +135,39 @@ class _Fit:
             notes=(*self._unreadable, *_calibration_note(detector)),
         )
 
+    def _encoded(self, normals: Iterable[Sample]) -> Features:
+        config = self._task.detector
+        draws = torch.Generator().manual_seed(self._seed)
+        cache = FeatureCache(self._site.cache_bytes, self._site.scratch)
+        images = (image.pixels_3HW for _, image in self._readable(normals))
+        return encode(
+            self._encoder,
+            ((image_3HW, Layout.of((image_3HW.shape[1], image_3HW.shape[2]), config.input)) for image_3HW in images),
+            lambda image_3HW: altered_copies(image_3HW, config.augmentation, draws),
+            cache.keep,
+        )
+
+    def _region(self) -> Tensor | None:
+        """The region of interest at the input's size; DataError where it is unreadable or empty."""
+        config = self._task.detector
+        if config.region is None:
+            return None
+        folder, name = split_uri(config.region)
+        content = Storage(folder, self._site.storage_options).read(name)
+        try:
+            region_HW = decode_mask(content, config.size, centre_window(config.crop))
+        except ImageError as error:
+            raise DataError(f"the region of interest {config.region} cannot be used: {error}") from error
+        if not region_HW.any():
+            raise DataError(f"the region of interest {config.region} has no pixel above 0 inside the crop.")
+        return torch.from_numpy(region_HW)
+
     @property
     def _seed(self) -> int:
         return category_seed(self._task.detector.seed, self._task.category)
 
     def _readable(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, PreparedImage]]:
-        for sample, image in load_images(self._data.root, samples, self._task.detector.input_size):
+        for sample, image in load_images(self._data.root, samples, self._task.detector.input):
             if isinstance(image, ImageError):
                 self._unreadable.append(f"left out {sample.image}: {image}")
             else:
@@ -136,7 +183,7 @@ class _Fit:
         for group in _groups(self._readable(self._data.of(self._task.category, TEST))):
             found = bank.score_batch([image.pixels_3HW for _, image in group], [self._task.category] * len(group))
             for (sample, image), finding in zip(group, found, strict=True):
-                findings.add(sample, finding.score, finding.map_HW)
+                findings.add(sample, finding.score, finding.map_HW, image.window)
                 if preview is None or finding.score > max(scores.values()):
                     preview = self._preview(detector, sample, image, finding)
                 scores[sample.image] = finding.score
@@ -148,11 +195,11 @@ class _Fit:
             image.pixels_3HW.permute(1, 2, 0).numpy(),
             finding.map_HW,
             detector.calibration.scores[-1],
-            read_mask(self._data.root, sample, finding.map_HW.shape),
+            read_mask(self._data.root, sample, finding.map_HW.shape, image.window),
             f"{sample.image}  score {finding.score:.4f}",
         )
 
-    def _store(self, detector: Detector, metrics: Metrics, attachments: Mapping[str, bytes], seconds: float) -> str:
+    def _store(self, fitted: Fitted, metrics: Metrics, attachments: Mapping[str, bytes], seconds: float) -> str:
         encoder_digest = self._registry.add_encoder(self._weights)
 
         def describe(version: str) -> Manifest:
@@ -162,8 +209,8 @@ class _Fit:
                 detector=self._task.detector,
                 encoder_digest=encoder_digest,
                 channels=self._encoder.channels,
-                peaks=detector.calibration.peaks,
-                calibration_scores=detector.calibration.scores,
+                peaks=fitted.calibration.peaks,
+                calibration_scores=fitted.calibration.scores,
                 metrics=metrics.as_dict(),
                 training_images=len(self._data.normals(self._task.category)) - len(self._unreadable),
                 seed=self._seed,
@@ -172,7 +219,7 @@ class _Fit:
                 fit_seconds=seconds,
             )
 
-        version = self._registry.add(self._task.category, detector, describe, attachments)
+        version = self._registry.add(self._task.category, fitted, describe, attachments)
         self._registry.promote(self._task.category, version)
         return version
 
@@ -186,18 +233,6 @@ def _groups(images: Iterable[tuple[Sample, PreparedImage]]) -> Iterator[list[tup
             group = []
     if group:
         yield group
-
-
-def _stacks(images: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Batches (B, 3, H, W) of images (3, H, W)."""
-    waiting: list[Tensor] = []
-    for image_3HW in images:
-        waiting.append(image_3HW)
-        if len(waiting) == _BATCH:
-            yield torch.stack(waiting)
-            waiting = []
-    if waiting:
-        yield torch.stack(waiting)
 
 
 def _calibration_note(detector: Detector) -> Sequence[str]:

@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cflow_ray.evaluation.report import figure
-from cflow_ray.model.fitting import FitProgress
+from cflow_ray.model.descent import FitProgress
 from cflow_ray.progress import ProgressBoard
 from cflow_ray.train.category import Outcome
 from cflow_ray.train.queue import QueueStatus
@@ -46,9 +46,12 @@ def outcome_table(outcomes: Sequence[Outcome]) -> Table:
 def _position(progress: FitProgress | None) -> tuple[int, int, str]:
     if progress is None:
         return 0, _PER_LEVEL, "reading images, encoding"
-    done = progress.level * _PER_LEVEL + _PER_LEVEL * progress.step // progress.steps
-    note = f"level {progress.level + 1} step {progress.step}/{progress.steps}, held-out NLL {progress.nll:.3f}"
-    return min(done, progress.levels * _PER_LEVEL - 1), progress.levels * _PER_LEVEL, note
+    levels_before = progress.model * progress.levels + progress.level
+    done = levels_before * _PER_LEVEL + _PER_LEVEL * progress.step // progress.steps
+    of_all = progress.models * progress.levels * _PER_LEVEL
+    model = f"model {progress.model + 1}/{progress.models} " if progress.models > 1 else ""
+    note = f"{model}level {progress.level + 1} step {progress.step}/{progress.steps}, held-out NLL {progress.nll:.3f}"
+    return min(done, of_all - 1), of_all, note
 
 
 def _note(outcome: Outcome) -> str:

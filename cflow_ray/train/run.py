@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import uuid
@@ -19,7 +20,7 @@ from cflow_ray.config import FitConfig
 from cflow_ray.data.datasets import read_data_set
 from cflow_ray.errors import CheckpointError, DataError
 from cflow_ray.evaluation.metrics import Metrics
-from cflow_ray.model.fitting import FitProgress
+from cflow_ray.model.descent import FitProgress
 from cflow_ray.store.registry import Registry, check_category_name
 from cflow_ray.store.storage import Storage
 from cflow_ray.train.category import FitSite, FitTask, Outcome, fit_category
@@ -64,12 +65,16 @@ def _plan(config: FitConfig) -> tuple[list[FitTask], FitSite, Mapping[str, int]]
         FitTask(category, tuple(data_set.of(category)), config.detector(category), data_set.digest(category, sizes))
         for category in wanted
     ]
-    return tasks, FitSite(data_set.root.uri, config.registry, config.storage_options), sizes
+    return tasks, _site(data_set.root.uri, config), sizes
+
+
+def _site(data_root: str, config: FitConfig) -> FitSite:
+    return FitSite(data_root, config.registry, config.storage_options, config.cache_mb * 2**20, config.scratch)
 
 
 def _work(task: FitTask, sizes: Mapping[str, int]) -> int:
     """How long a category will take, relative to the others: images times pixels of the input."""
-    return len(task.samples) * task.detector.input_size**2
+    return len(task.samples) * math.prod(task.detector.size)
 
 
 def _finished(registry: Registry, task: FitTask) -> Outcome | None:

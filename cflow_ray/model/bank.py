@@ -1,0 +1,134 @@
+"""Many categories behind one encoder: a mixed batch takes one encoder pass, then each detector its images."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from cflow_ray.config import EncoderConfig
+from cflow_ray.model.detector import Detector, Finding
+from cflow_ray.model.encoder import Encoder
+from cflow_ray.model.tiling import Layout
+
+# Shapes: T tiles (an image of the input's size is one tile) of h x w pixels, H x W pixels of a whole image.
+
+_TILES_AT_ONCE = 64  # bounds the memory of a pass, whatever the size of an image
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+class DetectorBank(Generic[Key]):
+    """Detectors by key (a category, or a category and a version), loaded when they are needed.
+
+    `load_detector` gives the detector of a key, `load_encoder` the network of a configuration and a digest of weights;
+    both are called once and kept. Detectors beyond `capacity_bytes` leave, least recently used first; the one in use
+    always stays. Calls from several threads are serialised.
+    """
+
+    def __init__(
+        self,
+        load_detector: Callable[[Key], Detector],
+        load_encoder: Callable[[EncoderConfig, str], Encoder],
+        capacity_bytes: int = 2 * 2**30,
+        device: str = "cpu",
+    ) -> None:
+        self._load_detector = load_detector
+        self._load_encoder = load_encoder
+        self._capacity_bytes = capacity_bytes
+        self._device = device
+        self._detectors: OrderedDict[Key, Detector] = OrderedDict()
+        self._encoders: dict[tuple[EncoderConfig, str], Encoder] = {}
+        self._lock = threading.RLock()
+
+    def detector(self, key: Key) -> Detector:
+        """The detector of a key, loaded if need be; raises what `load_detector` raises."""
+        with self._lock:
+            if key not in self._detectors:
+                self._detectors[key] = self._load_detector(key).to(self._device)
+            self._detectors.move_to_end(key)
+            while self.bytes > self._capacity_bytes and len(self._detectors) > 1:
+                self._detectors.popitem(last=False)
+            return self._detectors[key]
+
+    @property
+    def loaded(self) -> list[Key]:
+        """Keys of the detectors in memory, least recently used first."""
+        return list(self._detectors)
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the loaded detectors."""
+        return sum(detector.bytes for detector in self._detectors.values())
+
+    @torch.no_grad()
+    def score_batch(self, images: Sequence[Tensor], keys: Sequence[Key]) -> list[Finding]:
+        """Findings of uint8 images (3, H, W), each with the detector of its key, in order.
+
+        Images whose detectors share encoder and input size share encoder passes. An image must be as `prepare` makes
+        it for its detector: of the input size or, with tiling, at least that large.
+        """
+        assert len(images) == len(keys)
+        with self._lock:
+            groups: dict[tuple[EncoderConfig, str, tuple[int, int]], list[_Item[Key]]] = {}
+            items = [self._item(image, key) for image, key in zip(images, keys, strict=True)]
+            for item in items:
+                detector = self.detector(item.key)
+                network = (detector.config.encoder, detector.encoder_digest, detector.config.size)
+                groups.setdefault(network, []).append(item)
+            for (encoder_config, digest, _), of_group in groups.items():
+                for tiles in _passes(of_group):
+                    self._map_tiles(self._encoder(encoder_config, digest), tiles)
+            return [self._finding(item) for item in items]
+
+    def _item(self, image_3HW: Tensor, key: Key) -> _Item[Key]:
+        size = (image_3HW.shape[1], image_3HW.shape[2])
+        return _Item(image_3HW, key, Layout.of(size, self.detector(key).config.input))
+
+    def _map_tiles(self, encoder: Encoder, tiles: Sequence[tuple[_Item[Key], Tensor]]) -> None:
+        """One pass: the maps of some tiles, each kept with its image."""
+        pyramid = encoder(torch.stack([tile_3hw for _, tile_3hw in tiles]))
+        for key in dict.fromkeys(item.key for item, _ in tiles):
+            rows = [row for row, (item, _) in enumerate(tiles) if item.key == key]
+            maps_Thw = self.detector(key).maps([level[rows] for level in pyramid])
+            for row, map_hw in zip(rows, maps_Thw, strict=True):
+                tiles[row][0].maps.append(map_hw)
+
+    def _finding(self, item: _Item[Key]) -> Finding:
+        detector = self.detector(item.key)
+        map_HW = detector.whole(torch.stack(item.maps), item.layout)
+        return Finding(score=detector.score(map_HW), map_HW=map_HW.cpu().numpy())
+
+    def _encoder(self, config: EncoderConfig, digest: str) -> Encoder:
+        if (config, digest) not in self._encoders:
+            self._encoders[config, digest] = self._load_encoder(config, digest).to(self._device)
+        return self._encoders[config, digest]
+
+
+@dataclass
+class _Item(Generic[Key]):
+    """An image of a batch on its way through the encoder."""
+
+    image_3HW: Tensor
+    key: Key
+    layout: Layout
+    maps: list[Tensor] = field(default_factory=list)
+    """Of its tiles, in order."""
+
+
+def _passes(items: Sequence[_Item[Key]]) -> Iterator[list[tuple[_Item[Key], Tensor]]]:
+    """The tiles of some images, so many at a time."""
+    waiting: list[tuple[_Item[Key], Tensor]] = []
+    for item in items:
+        for tile_3hw in item.layout.cut(item.image_3HW):
+            waiting.append((item, tile_3hw))
+            if len(waiting) == _TILES_AT_ONCE:
+                yield waiting
+                waiting = []
+    if waiting:
+        yield waiting

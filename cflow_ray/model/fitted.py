@@ -1,0 +1,29 @@
+"""What a fit gives and a checkpoint keeps: FrEIA's decoders with all that scoring needs besides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from cflow_ray.config import DetectorConfig
+from cflow_ray.model.detector import Detector
+from cflow_ray.model.flow import Decoder
+from cflow_ray.model.folded import FoldedDecoder
+from cflow_ray.model.scoring import Calibration
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The decoders of one category, level by level, as FrEIA holds them."""
+
+    config: DetectorConfig
+    decoders: tuple[Decoder, ...]
+    calibration: Calibration
+    region_HW: Tensor | None = None
+    """Which pixels of the input count, bool; None counts all."""
+
+    def detector(self, encoder_digest: str = "") -> Detector:
+        """The detector that scores with these weights."""
+        folded = [FoldedDecoder.of(decoder) for decoder in self.decoders]
+        return Detector(self.config, folded, self.calibration, encoder_digest, self.region_HW)

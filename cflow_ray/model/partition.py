@@ -1,0 +1,81 @@
+"""Which of a category's normal images train, which choose steps and peaks, and which only calibrate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from cflow_ray.config import DetectorConfig
+from cflow_ray.errors import ConfigError, DataError
+
+SMALLEST_CATEGORY = 8
+"""Fewest normal images a detector is fitted from."""
+_CROSS_BELOW = 200
+"""Normal images from which `calibration: auto` holds images out instead of fitting folds."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Numbers of images; no image is in two parts."""
+
+    train: tuple[int, ...]
+    selection: tuple[int, ...]
+    calibration: tuple[int, ...]
+
+
+def is_cross(count: int, config: DetectorConfig) -> bool:
+    """Whether `count` normal images are calibrated by folds."""
+    return config.calibration == "cross" or (config.calibration == "auto" and count < _CROSS_BELOW)
+
+
+def split_normals(count: int, config: DetectorConfig, generator: torch.Generator) -> Split:
+    """A random split of `count` normal images; DataError below 8, ConfigError where the shares leave none to train."""
+    _refuse_too_few(count)
+    selection = _share(count, config.selection_fraction)
+    calibration = _share(count, config.calibration_fraction)
+    if selection + calibration >= count:
+        raise ConfigError(
+            f"selection_fraction {config.selection_fraction:g} and calibration_fraction {config.calibration_fraction:g} "
+            f"leave none of {count} normal images to train on; lower them."
+        )
+    order = torch.randperm(count, generator=generator).tolist()
+    return _split(order[selection + calibration :], order[:selection], order[selection : selection + calibration])
+
+
+def cross_normals(count: int, config: DetectorConfig, generator: torch.Generator) -> list[Split]:
+    """Splits of `count` normal images whose calibration parts are the folds: together every image, each once.
+
+    The last split is the final model's: it calibrates none and trains on all but those that select.
+    """
+    _refuse_too_few(count)
+    order = torch.randperm(count, generator=generator).tolist()
+    folds = [order[number :: config.folds] for number in range(min(config.folds, count))]
+    return [_without(order, fold, config) for fold in [*folds, []]]
+
+
+def _without(order: Sequence[int], fold: Sequence[int], config: DetectorConfig) -> Split:
+    rest = [image for image in order if image not in set(fold)]
+    selection = _share(len(rest), config.selection_fraction)
+    if selection >= len(rest):
+        raise ConfigError(
+            f"selection_fraction {config.selection_fraction:g} leaves none of {len(rest)} normal images to train on; "
+            "lower it."
+        )
+    return _split(rest[selection:], rest[:selection], fold)
+
+
+def _share(count: int, fraction: float) -> int:
+    return max(min(4, count // 4), round(fraction * count))
+
+
+def _split(train: Sequence[int], selection: Sequence[int], calibration: Sequence[int]) -> Split:
+    return Split(tuple(sorted(train)), tuple(sorted(selection)), tuple(sorted(calibration)))
+
+
+def _refuse_too_few(count: int) -> None:
+    if count < SMALLEST_CATEGORY:
+        raise DataError(
+            f"{count} normal training images; at least {SMALLEST_CATEGORY} are needed to fit and calibrate."
+        )
