@@ -26,10 +26,15 @@ def publish(result: dict[str, Any], options: Namespace, detail: dict[str, Any]) 
     """Write `results/<name>.json` and print the result as the last line; a quick run is printed only."""
     result["conditions"] |= {"device": options.device, "threads": options.threads, "quick": options.quick}
     if not options.quick:
-        RESULTS.mkdir(exist_ok=True)
-        path = RESULTS / f"{result['name']}.json"
-        path.write_text(json.dumps(result | _origin() | {"detail": detail}, indent=1) + "\n", encoding="utf-8")
+        write(result | {"detail": detail})
     print(json.dumps({key: result[key] for key in KEYS}), flush=True)
+
+
+def write(result: dict[str, Any]) -> None:
+    """Write `results/<name>.json`, the origin of the figures beside them."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{result['name']}.json"
+    path.write_text(json.dumps(result | _origin(), indent=1) + "\n", encoding="utf-8")
 
 
 def significant(value: float, digits: int = 4) -> float:

@@ -238,16 +238,28 @@ def score(out: _Output, config_file: str | None, **flags: Any) -> None:
 @main.command(epilog="Example: cflow-ray evaluate s3://line/scores/2026-11-23 --data s3://line/mvtec")
 @click.argument("results", required=False)
 @_with(_data_options)
+@click.option(
+    "--paper-score",
+    is_flag=True,
+    default=None,
+    help="Also the paper's score (maximum over the test set; for comparison only); needs --registry.",
+)
+@click.option("--registry", metavar="URI", help="Registry of the detectors that --paper-score scores with.")
 @_common
 def evaluate(out: _Output, config_file: str | None, **flags: Any) -> None:
     """Metrics of a score table against a data set's labels and masks; pixel figures need `score --maps all`."""
     config = load_config(EvaluateConfig, config_file, _settings(flags))
     from cflow_ray.evaluation.evaluate import evaluate as evaluate_results
-    from cflow_ray.evaluation.report import metrics_table
+    from cflow_ray.evaluation.paper import evaluate_as_the_paper
+    from cflow_ray.evaluation.report import metrics_table, paper_table
 
     with ProgressBoard("evaluating") as board:
         metrics = evaluate_results(config, lambda done, total: board.update("categories", done, total))
-    out({"categories": {name: m.as_dict() for name, m in metrics.items()}}, metrics_table(metrics))
+        paper = evaluate_as_the_paper(config) if config.paper_score else {}
+    values: dict[str, Any] = {"categories": {name: m.as_dict() for name, m in metrics.items()}}
+    if paper:
+        values["paper_score"] = {name: asdict(figures) for name, figures in paper.items()}
+    out(values, metrics_table(metrics), *([paper_table(paper)] if paper else []))
 
 
 @main.command(epilog="Example: cflow-ray serve --registry s3://line/registry --port 8000")

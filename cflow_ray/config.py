@@ -336,6 +336,10 @@ class EvaluateConfig(RunConfig, DataConfig):
     """`cflow-ray evaluate`: metrics of a score table against a data set's labels and masks."""
 
     results: Uri
+    paper_score: bool = False
+    """Also the paper's score, whose scale is the maximum over the test set; to compare with published numbers only."""
+    registry: Uri | None = None
+    """Where the detectors are that the paper's score is computed with anew."""
 
 
 class ServeConfig(RunConfig):
