@@ -7,10 +7,19 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 
 from cflow_ray.errors import ConfigError
 
@@ -164,14 +173,15 @@ class DetectorConfig(Model):
         """What preparing an image needs to know."""
         return InputConfig(size=self.size, resampling=self.resampling, crop=self.crop, tiling=self.tiling)
 
-    @field_validator("input_size", mode="before")
+    @field_validator("input_size", mode="wrap")
     @classmethod
-    def _sides(cls, value: object) -> object:
+    def _sides(cls, value: object, validate: ValidatorFunctionWrapHandler) -> object:
         """`256x512` is height x width."""
-        if not isinstance(value, str):
-            return value
-        sides = value.lower().split("x")
-        return tuple(sides) if len(sides) == 2 else sides[0]
+        is_pair = isinstance(value, str) and "x" in value.lower()
+        try:
+            return validate(tuple(str(value).lower().split("x")) if is_pair else value)
+        except ValidationError as error:
+            raise ValueError("give a side, or height x width, of 32 to 4096 pixels, e.g. 256 or 256x512") from error
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -448,7 +458,9 @@ def _explain(kind: type[Model], item: Mapping[str, Any]) -> str:
 def _fields_at(kind: type[Model], location: tuple[Any, ...]) -> list[str]:
     for part in location:
         field = kind.model_fields.get(str(part))
-        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, Model)):
+        of_field = [] if field is None else [field.annotation, *get_args(field.annotation)]
+        models = [one for one in of_field if isinstance(one, type) and issubclass(one, Model)]
+        if not models:
             break
-        kind = field.annotation
+        kind = models[0]
     return list(kind.model_fields)
