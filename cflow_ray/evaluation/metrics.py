@@ -3,36 +3,65 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import integrate, ndimage
-from torchmetrics.functional.classification import binary_auroc, binary_precision_recall_curve
+from torchmetrics.functional.classification import (
+    binary_auroc,
+    binary_average_precision,
+    binary_precision_recall_curve,
+    binary_sensitivity_at_specificity,
+)
 
-# Shapes: I images, H x W pixels of a map and its mask.
+from cflow_ray.evaluation.bootstrap import intervals, weighted_image_figures, weighted_pixel_figures
+from cflow_ray.evaluation.pixels import JudgedMap, exact_counts, pixel_figures
+
+# Shapes: I images, N scored things, H x W pixels of a map and its mask.
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """The figures of one category; None where labels or masks do not allow them."""
+    """The figures of one category, each in [0, 1]; None where labels or masks do not allow them."""
 
     image_auroc: float | None = None
+    image_ap: float | None = None
     image_f1: float | None = None
+    """The largest F1 over all thresholds."""
+    image_tpr_at_fpr_01: float | None = None
+    """The share of anomalous images found by a threshold that flags at most 1 % of the good ones."""
+    image_tpr_at_fpr_05: float | None = None
+    """The same with at most 5 %."""
     pixel_auroc: float | None = None
+    pixel_ap: float | None = None
     pixel_f1: float | None = None
     aupro: float | None = None
+    """Mean overlap of the defects' regions up to a false-positive rate of 0.3, the MVTec reference."""
+    aupro_005: float | None = None
+    """The same up to 0.05."""
+    aupimo: float | None = None
+    """Mean over anomalous images of the share found, at rates of 1e-5 to 1e-4 over normal images alone."""
     images: int = 0
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """95 % bootstrap intervals by the figure's name."""
 
     @classmethod
     def from_dict(cls, values: Mapping[str, float | None]) -> Metrics:
-        """What `as_dict` gave, as a manifest keeps it."""
-        return cls(**{**values, "images": int(values.get("images") or 0)})  # type: ignore[arg-type]
+        """What `as_dict` gave, as a manifest keeps it; a figure that an older release did not have is None."""
+        found = {name: values.get(name) for name in FIGURES}
+        bounds = {name: (values.get(f"{name}_low"), values.get(f"{name}_high")) for name in FIGURES}
+        known = {name: (low, high) for name, (low, high) in bounds.items() if low is not None and high is not None}
+        return cls(**found, images=int(values.get("images") or 0), intervals=known)
 
     def as_dict(self) -> dict[str, float | None]:
-        """The figures by name."""
-        return asdict(self)
+        """The figures by name; an interval is two more, `image_auroc_low` and `image_auroc_high`."""
+        bounds = {f"{name}_{end}": value for name, pair in self.intervals.items() for end, value in _ends(pair)}
+        return {name: getattr(self, name) for name in FIGURES} | {"images": self.images} | bounds
+
+
+FIGURES = tuple(one.name for one in fields(Metrics) if one.name not in ("images", "intervals"))
+"""Names of the figures, those of images first."""
 
 
 def compute_metrics(
@@ -40,70 +69,62 @@ def compute_metrics(
     labels: Sequence[int],
     maps: Sequence[NDArray[np.float32] | None],
     masks: Sequence[NDArray[np.bool_] | None],
+    generator: np.random.Generator | None = None,
 ) -> Metrics:
-    """All figures of labelled images (1 anomaly): `masks` is None for anomalous images whose mask is not known.
+    """All figures of labelled images (1 anomaly) with their intervals; a mask is None where it is not known.
 
-    Pixel figures are over all pixels of the images with both a map and a mask; they are None unless every image has
-    both. AUPRO is integrated up to a false-positive rate of 0.3.
+    Image figures need good and anomalous images. Pixel figures are over all pixels; they need every image's map and
+    mask, and good and defect pixels among them; AUPIMO needs normal images as well. `generator` draws the resamples
+    of the intervals; without one it starts from 0, so that the same findings always give the same intervals.
     """
-    if len(set(labels)) < 2:
-        return Metrics(images=len(labels))
-    score_I, label_I = np.asarray(scores, dtype=np.float64), np.asarray(labels)
-    image = Metrics(auroc(score_I, label_I), f1_max(score_I, label_I), images=len(labels))
-    known = [(m, truth) for m, truth in zip(maps, masks, strict=True) if m is not None and truth is not None]
-    if len(known) < len(labels) or not any(truth.any() for _, truth in known):
-        return image
-    map_P = np.concatenate([m.ravel() for m, _ in known])
-    truth_P = np.concatenate([truth.ravel() for _, truth in known])
-    return Metrics(
-        image.image_auroc,
-        image.image_f1,
-        pixel_auroc=auroc(map_P, truth_P),
-        pixel_f1=f1_max(map_P, truth_P),
-        aupro=aupro([m for m, _ in known], [truth for _, truth in known]),
-        images=len(labels),
+    score_I, label_I = np.asarray(scores, dtype=np.float64), np.asarray(labels, dtype=np.int64)
+    generator = generator or np.random.default_rng(0)
+    image: dict[str, float] = {}
+    pixel: dict[str, float] = {}
+    bounds: dict[str, tuple[float, float]] = {}
+    if len(set(labels)) == 2:
+        image = image_figures(score_I, label_I)
+        bounds = intervals(image, weighted_image_figures(score_I, label_I), label_I, generator)
+    if judged := _judged(maps, masks, label_I):
+        values, counts = exact_counts(judged)
+        pixel = {name: float(value) for name, value in pixel_figures(counts).items() if np.isfinite(value)}
+        bounds |= intervals(pixel, weighted_pixel_figures(judged, values, counts), label_I, generator)
+    return Metrics(**image, **pixel, images=len(labels), intervals=bounds)
+
+
+def image_figures(score_N: NDArray[np.floating], label_N: NDArray[np.integer]) -> dict[str, float]:
+    """The figures of detection by name; both labels must occur.
+
+    Pixels do not go this way: torchmetrics sorts them anew for each figure, 5 s for 10 million.
+    """
+    scores, labels = torch.from_numpy(score_N), torch.from_numpy(label_N)
+    precision, recall, _ = binary_precision_recall_curve(scores, labels)
+    tpr_01, tpr_05 = (
+        binary_sensitivity_at_specificity(scores, labels, min_specificity=1 - limit)[0] for limit in (0.01, 0.05)
     )
+    return {
+        "image_auroc": float(binary_auroc(scores, labels)),
+        "image_ap": float(binary_average_precision(scores, labels)),
+        "image_f1": float((2 * precision * recall / (precision + recall).clamp_min(1e-12)).max()),
+        "image_tpr_at_fpr_01": float(tpr_01),
+        "image_tpr_at_fpr_05": float(tpr_05),
+    }
 
 
-def auroc(score_N: NDArray[np.floating], label_N: NDArray[np.generic]) -> float:
-    """Area under the ROC curve; ties count half."""
-    return float(binary_auroc(torch.from_numpy(score_N), torch.from_numpy(label_N.astype(np.int64))))
+def _judged(
+    maps: Sequence[NDArray[np.float32] | None],
+    masks: Sequence[NDArray[np.bool_] | None],
+    label_I: NDArray[np.int64],
+) -> list[JudgedMap]:
+    """All images' maps beside their masks; none unless all are known and show good and defect pixels."""
+    judged = [
+        JudgedMap.of(map_HW, mask_HW, label == 0)
+        for map_HW, mask_HW, label in zip(maps, masks, label_I, strict=True)
+        if map_HW is not None and mask_HW is not None
+    ]
+    defects, pixels = sum(one.region_P.size for one in judged), sum(one.map_HW.size for one in judged)
+    return judged if len(judged) == label_I.size and 0 < defects < pixels else []
 
 
-def f1_max(score_N: NDArray[np.floating], label_N: NDArray[np.generic]) -> float:
-    """The largest F1 over all thresholds."""
-    labels = torch.from_numpy(label_N.astype(np.int64))
-    precision, recall, _ = binary_precision_recall_curve(torch.from_numpy(score_N), labels)
-    return float((2 * precision * recall / (precision + recall).clamp_min(1e-12)).max())
-
-
-def aupro(maps: Sequence[NDArray[np.float32]], masks: Sequence[NDArray[np.bool_]], limit: float = 0.3) -> float:
-    """Area under the per-region-overlap curve up to a false-positive rate, divided by it (Bergmann et al. 2021).
-
-    Regions are the 8-connected parts of the masks; the curve takes every distinct map value as a threshold.
-    """
-    good_weights, region_weights, values, regions = [], [], [], 0
-    for map_HW, mask_HW in zip(maps, masks, strict=True):
-        labels, count = ndimage.label(mask_HW, structure=np.ones((3, 3)))
-        sizes = np.bincount(labels.ravel())
-        weight_of_label = np.concatenate([[0.0], 1.0 / sizes[1:]]) if count else np.zeros(1)
-        region_weights.append(weight_of_label[labels.ravel()])
-        good_weights.append(labels.ravel() == 0)
-        values.append(map_HW.ravel())
-        regions += count
-    value_P = np.concatenate(values)
-    order = np.argsort(-value_P, kind="stable")
-    good_P = np.concatenate(good_weights)[order]
-    rate = np.cumsum(good_P, dtype=np.float64) / max(1, good_P.sum())
-    overlap = np.cumsum(np.concatenate(region_weights)[order]) / max(1, regions)
-    last_of_ties = np.append(np.diff(value_P[order]) != 0, True)
-    rate, overlap = np.append(0.0, rate[last_of_ties]), np.append(0.0, overlap[last_of_ties])
-    return _area_up_to(rate, overlap, limit) / limit
-
-
-def _area_up_to(x: NDArray[np.float64], y: NDArray[np.float64], limit: float) -> float:
-    """Trapezoid area from 0 to `limit`, the curve interpolated there; x ascends."""
-    inside = x <= limit
-    x_cut = np.append(x[inside], limit)
-    y_cut = np.append(y[inside], np.interp(limit, x, y))
-    return float(integrate.trapezoid(y_cut, x_cut))
+def _ends(pair: tuple[float, float]) -> tuple[tuple[str, float], tuple[str, float]]:
+    return ("low", pair[0]), ("high", pair[1])
