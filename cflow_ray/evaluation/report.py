@@ -27,6 +27,21 @@ def metrics_table(metrics: Mapping[str, Metrics]) -> Table:
     return table
 
 
+def comparison_tables(
+    metrics: Mapping[str, Metrics], published: Mapping[str, Mapping[str, float]], source: str
+) -> list[Table]:
+    """One table a metric: these figures, and below them what was published for the same categories."""
+    tables = []
+    for title, name in _ROWS:
+        table = Table(title, "Avg", *(category.replace("_", " ").title() for category in metrics))
+        ours = [getattr(of_category, name) for of_category in metrics.values()]
+        theirs = [published.get(name, {}).get(category) for category in metrics]
+        table.add_row("cflow_ray, last step", *(figure(value) for value in [mean(ours), *ours]))
+        table.add_row(source, *(figure(value) for value in [mean(theirs), *theirs]))
+        tables.append(table)
+    return tables
+
+
 def paper_table(figures: Mapping[str, PaperFigures]) -> Table:
     """AUROC under the paper's score, labelled as what it is."""
     title = "The paper's score: scaled by the maximum over the test set, for comparison only"

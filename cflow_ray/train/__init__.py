@@ -1,5 +1,6 @@
 """Fit the detectors of many categories in one Ray Train run."""
 
-from cflow_ray.train.run import fit
+from cflow_ray.train.category import Outcome
+from cflow_ray.train.run import Watch, fit
 
-__all__ = ["fit"]
+__all__ = ["Outcome", "Watch", "fit"]
