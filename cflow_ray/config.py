@@ -31,6 +31,8 @@ Size = tuple[Annotated[int, Field(ge=32, le=4096)], Annotated[int, Field(ge=32, 
 Layout = Literal["mvtec", "folder", "table"]
 Maps = Literal["none", "anomalous", "all"]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+Channels = tuple[float, float, float]
+"""One value each for red, green and blue."""
 
 
 def absolute_uri(uri: object) -> object:
@@ -61,11 +63,24 @@ class EncoderConfig(Model):
     """Pyramid levels by stride, ascending."""
     blocks: tuple[int, ...] | None = Field(default=None, min_length=1)
     """Levels by timm's index instead of stride, for networks whose levels share one (the blocks of a ViT)."""
+    mean: Channels | None = None
+    """Of red, green and blue, in [0, 1], taken off every pixel; null is timm's for this network."""
+    std: Channels | None = None
+    """What the difference is divided by; null is timm's."""
+    padding: Literal["zeros", "reflect"] = "zeros"
+    """What convolutions see beyond the border; `reflect` is what the official CFLOW-AD code makes of its ResNets."""
 
     @field_validator("weights")
     @classmethod
     def _absolute(cls, weights: str) -> str:
         return weights if weights in ("wheel", "timm") else str(absolute_uri(weights))
+
+    @field_validator("std")
+    @classmethod
+    def _divides(cls, std: Channels | None) -> Channels | None:
+        if std is not None and min(std) <= 0:
+            raise ValueError("give three values above 0, e.g. [0.229, 0.224, 0.225]")
+        return std
 
     @field_validator("strides", "blocks")
     @classmethod

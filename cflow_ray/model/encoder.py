@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 import timm
 import torch
+from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 from cflow_ray.config import EncoderConfig
@@ -34,14 +35,14 @@ class Encoder(nn.Module):
         self.network, self.channels = _build(config)
         self.network.load_state_dict(_fitting_state(config, self.network.state_dict(), state))
         self.network.to(memory_format=torch.channels_last)
-        normalisation = timm.data.resolve_model_data_config(self.network)
-        self.register_buffer("mean", 255 * torch.tensor(normalisation["mean"]).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", 255 * torch.tensor(normalisation["std"]).view(1, 3, 1, 1), persistent=False)
+        of_network = timm.data.resolve_model_data_config(self.network)
+        for name, values in (("mean", config.mean or of_network["mean"]), ("std", config.std or of_network["std"])):
+            self.register_buffer(name, 255 * torch.tensor(values).view(1, 3, 1, 1), persistent=False)
         self.eval().requires_grad_(False)
 
     @torch.no_grad()
     def forward(self, images_B3HW: Tensor) -> list[Tensor]:
-        """Feature maps (B, C_l, H / s_l, W / s_l), float32, of uint8 RGB images; normalised as timm states."""
+        """Feature maps (B, C_l, H / s_l, W / s_l), float32, of uint8 RGB images."""
         at_once = _AT_ONCE if self.get_buffer("mean").is_cpu else len(images_B3HW)
         pyramids = [self._encode(images_b3HW) for images_b3HW in torch.split(images_B3HW, at_once)]
         return [torch.cat(level) for level in zip(*pyramids, strict=True)]
@@ -62,7 +63,26 @@ def _build(config: EncoderConfig) -> tuple[nn.Module, tuple[int, ...]]:
     except (IndexError, AssertionError) as error:
         raise ConfigError(f"{config.name} has no blocks {list(levels)}: {error}. Count from 0 to its last.") from error
     _cut_after(network, network.feature_info.module_name()[-1])
+    if config.padding == "reflect":
+        _reflect_borders(config.name, network)
     return network, tuple(network.feature_info.channels())
+
+
+def levels_behind(name: str, modules: Sequence[str | int]) -> dict[str, tuple[int, ...]]:
+    """The levels that end with these modules of a network, as EncoderConfig names them: `strides` or else `blocks`.
+
+    A module is given by its name or by timm's index. Raises ConfigError where the network has no such level.
+    """
+    info = _create(name).feature_info
+    names = [entry["module"] for entry in info.info]
+    absent = [module for module in modules if module not in names and module not in range(len(names))]
+    if absent:
+        raise ConfigError(f"{name} has no level behind {absent}; its levels end with {', '.join(names)}.")
+    indices = tuple(module if isinstance(module, int) else names.index(module) for module in modules)
+    strides = tuple(info.info[index]["reduction"] for index in indices)
+    if all(info.reduction().count(stride) == 1 for stride in strides):
+        return {"strides": strides}
+    return {"blocks": indices}
 
 
 def _levels_of_strides(config: EncoderConfig) -> tuple[int, ...]:
@@ -96,6 +116,14 @@ def _cut_after(network: nn.Module, last: str) -> None:
     stages = dict(network.named_modules()).get(parent)
     if isinstance(stages, nn.Sequential) and index.isdigit():
         del stages[int(index) + 1 :]
+
+
+def _reflect_borders(name: str, network: nn.Module) -> None:
+    for module in network.modules():
+        if isinstance(module, Conv2dSame):
+            raise ConfigError(f"{name} pads its images itself; padding 'reflect' is for ResNets and their like.")
+        if isinstance(module, nn.Conv2d) and any(module.padding):
+            module.padding_mode = "reflect"
 
 
 def _fitting_state(

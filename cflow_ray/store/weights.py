@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from cflow_ray.errors import CheckpointError, ConfigError
 from cflow_ray.store.storage import Storage, split_uri
 
 _WHEEL_ENCODER = "tf_efficientnet_lite0"
+_INNER = ("state_dict", "model")
+"""Names under which training scripts put a network's weights into their checkpoints."""
 
 
 def read_weights(config: EncoderConfig, storage_options: Mapping[str, Any] | None = None) -> dict[str, Tensor]:
@@ -83,14 +85,32 @@ def _renamed_by_order(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) 
 
 
 def _parse_state(content: bytes, source: str) -> dict[str, Tensor]:
-    """A state dict from safetensors or, without unpickling anything but tensors, torch's own format."""
+    """A state dict from safetensors or torch's own format, there also as the `state_dict` or `model` of a checkpoint."""
     try:
-        state = safetensors.torch.load(content)
+        state: Any = safetensors.torch.load(content)
     except safetensors.SafetensorError:
-        try:
-            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError) as error:
-            raise CheckpointError(f"{source} is neither safetensors nor a plain torch state dict.") from error
+        state = read_plain(content, source)
+    for name in _INNER:
+        if isinstance(state, dict) and isinstance(state.get(name), dict):
+            state = state[name]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f"{source} holds no state dict of tensors.")
+        raise CheckpointError(
+            f"{source} holds no state dict of tensors, neither as a whole nor under {' or '.join(map(repr, _INNER))}."
+        )
     return state
+
+
+def read_plain(content: bytes, source: str) -> Any:
+    """What `torch.save` wrote, without executing anything: tensors and plain Python values only.
+
+    Raises CheckpointError where the bytes are something else or hold other objects, which are named.
+    """
+    try:
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch's unpickler raises almost anything on damaged bytes
+        found = ", ".join(dict.fromkeys(re.findall(r"GLOBAL ([\w.]+)", str(error))))
+        if found:
+            raise CheckpointError(
+                f"{source} holds Python objects ({found}), which are never loaded; save the tensors alone."
+            ) from error
+        raise CheckpointError(f"{source} is neither safetensors nor a plain torch state dict.") from error

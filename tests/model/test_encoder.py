@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
+import torchvision
 from torch import Tensor
 
 from cflow_ray.config import EncoderConfig
 from cflow_ray.errors import CheckpointError, ConfigError
-from cflow_ray.model.encoder import Encoder
+from cflow_ray.model.encoder import Encoder, levels_behind
 
 IMAGENET = (torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225]))
 HALF = (torch.tensor([0.5, 0.5, 0.5]), torch.tensor([0.5, 0.5, 0.5]))
@@ -48,6 +49,77 @@ def test_features_are_those_inside_the_whole_network_on_normalised_images(
     for stride, features in zip((8, 16, 32), encoder(photographs), strict=True):
         expected = by_side[64 // stride]
         torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
+def with_drawn_statistics(network: torch.nn.Module) -> torch.nn.Module:
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.1, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    return network.eval()
+
+
+def test_the_normalisation_of_a_configuration_replaces_timms(photographs: Tensor) -> None:
+    """anomalib feeds every network with ImageNet's, lite0 too."""
+    torch.manual_seed(0)
+    whole = with_drawn_statistics(timm.create_model("tf_efficientnet_lite0"))
+    mean, std = IMAGENET
+    config = EncoderConfig(weights="test", mean=tuple(mean.tolist()), std=tuple(std.tolist()))
+    with torch.no_grad():
+        inputs = (photographs / 255.0 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+        inside = whole.forward_intermediates(inputs, intermediates_only=True)
+    ours = Encoder(config, whole.state_dict())(photographs)
+    timms = Encoder(EncoderConfig(weights="test"), whole.state_dict())(photographs)
+    for features, expected, other in zip(ours, inside[2:], timms, strict=True):
+        torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+        assert (other - expected).abs().max() > 0.05 * expected.abs().max()
+
+
+def test_reflected_borders_are_those_of_convolutions_built_with_them(photographs: Tensor) -> None:
+    """As the official code's ResNets, which are torchvision's but for their convolutions' padding_mode."""
+    torch.manual_seed(0)
+    whole = with_drawn_statistics(torchvision.models.resnet18())
+    state = whole.state_dict()
+    zeros = Encoder(EncoderConfig(name="resnet18", weights="test"), state)(photographs)
+    ours = Encoder(EncoderConfig(name="resnet18", weights="test", padding="reflect"), state)(photographs)
+    for name, module in whole.named_modules():
+        if isinstance(module, torch.nn.Conv2d) and module.padding != (0, 0):
+            settings = (module.in_channels, module.out_channels, module.kernel_size, module.stride, module.padding)
+            reflecting = torch.nn.Conv2d(*settings, bias=False, padding_mode="reflect")
+            reflecting.load_state_dict(module.state_dict())
+            parent, _, last = name.rpartition(".")
+            setattr(whole.get_submodule(parent), last, reflecting)
+    kept: dict[str, Tensor] = {}
+    for name in ("layer2", "layer3", "layer4"):
+        whole.get_submodule(name).register_forward_hook(lambda _, __, output, name=name: kept.update({name: output}))
+    with torch.no_grad():
+        whole((photographs / 255.0 - IMAGENET[0].view(3, 1, 1)) / IMAGENET[1].view(3, 1, 1))
+    for features, expected, other in zip(ours, kept.values(), zeros, strict=True):
+        torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+        assert (other - expected).abs().max() > 0.05 * expected.abs().max()
+
+
+def test_a_network_that_pads_by_itself_cannot_reflect(lite0_state: dict[str, Tensor]) -> None:
+    with pytest.raises(ConfigError, match="pads its images itself"):
+        Encoder(EncoderConfig(padding="reflect"), lite0_state)
+
+
+@pytest.mark.parametrize(
+    ("name", "modules", "levels"),
+    [
+        ("resnet18", ["layer2", "layer3", "layer4"], {"strides": (8, 16, 32)}),
+        ("resnet18", [3, 4], {"strides": (16, 32)}),
+        ("tf_efficientnet_lite0", ["blocks.2", "blocks.6"], {"strides": (8, 32)}),
+        ("test_vit", ["blocks.1", "blocks.3"], {"blocks": (1, 3)}),
+    ],
+)
+def test_modules_are_found_as_levels(name: str, modules: list[str | int], levels: dict[str, tuple[int, ...]]) -> None:
+    assert levels_behind(name, modules) == levels
+
+
+def test_an_unknown_module_is_refused_with_those_there_are() -> None:
+    with pytest.raises(ConfigError, match=r"resnet18 has no level behind \['layer9', 7\].*layer1, layer2"):
+        levels_behind("resnet18", ["layer2", "layer9", 7])
 
 
 @pytest.mark.parametrize(

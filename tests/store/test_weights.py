@@ -129,14 +129,27 @@ def test_a_pickle_with_a_custom_object_is_refused_and_not_executed(tmp_path: Pat
     assert mark.exists()  # the trap was armed
 
 
+@pytest.mark.parametrize("name", ["state_dict", "model"])
+def test_the_weights_inside_a_training_checkpoint_are_found(tmp_path: Path, name: str) -> None:
+    torch.save({"epoch": 3, name: small_state(), "optimizer": {"lr": 0.1}}, tmp_path / "weights.pth")
+    assert_equal_states(read_weights(EncoderConfig(weights=str(tmp_path / "weights.pth"))), small_state())
+
+
+def test_objects_in_a_file_are_named(tmp_path: Path) -> None:
+    torch.save({"state_dict": small_state(), "trap": Trap(tmp_path / "executed")}, tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError, match=r"weights\.pth holds Python objects \(posix\.mkdir\)"):
+        read_weights(EncoderConfig(weights=str(tmp_path / "weights.pth")))
+    assert not (tmp_path / "executed").exists()
+
+
 @pytest.mark.parametrize(
     "value",
-    [{"state_dict": {"stem.weight": torch.zeros(2)}}, [torch.zeros(2)], torch.zeros(2), {"epoch": 3}],
-    ids=["nested", "list", "tensor", "numbers"],
+    [{"weights": {"stem.weight": torch.zeros(2)}}, [torch.zeros(2)], torch.zeros(2), {"epoch": 3}],
+    ids=["nested elsewhere", "list", "tensor", "numbers"],
 )
 def test_a_file_that_is_no_dict_of_tensors_is_refused(tmp_path: Path, value: object) -> None:
     torch.save(value, tmp_path / "weights.pth")
-    with pytest.raises(CheckpointError, match=r"weights\.pth holds no state dict"):
+    with pytest.raises(CheckpointError, match=r"weights\.pth holds no state dict .*'state_dict' or 'model'"):
         read_weights(EncoderConfig(weights=str(tmp_path / "weights.pth")))
 
 
