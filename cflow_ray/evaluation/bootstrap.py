@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cflow_ray.evaluation import ranking
+from cflow_ray.evaluation.binned import BINS, bin_of
 from cflow_ray.evaluation.pixels import PIMO_RATES, JudgedMap, PixelCounts, pixel_figures
 
 # Shapes: I images, R resamples, P pixels, K levels of a ranking (see `ranking`).
@@ -88,8 +89,8 @@ def weighted_pixel_figures(
 
     `values` and `counts` are `exact_counts` of the images.
     """
-    edges = level_edges(values, counts)
-    table_IM = np.stack([_histograms(image, edges).ravel() for image in images])  # M = 5 K
+    levels = _Levels(level_edges(values, counts))
+    table_IM = np.stack([_histograms(image, levels).ravel() for image in images])  # M = 5 K
 
     def figures(weight_RI: NDArray[np.float64]) -> Figures:
         table_R5K = (weight_RI @ table_IM).reshape(len(weight_RI), 5, -1)
@@ -117,14 +118,36 @@ def level_edges(values: NDArray[np.float32], counts: PixelCounts) -> NDArray[np.
     return lower_K[ends][::-1]
 
 
-def _histograms(image: JudgedMap, edges: NDArray[np.float32]) -> NDArray[np.float64]:
-    """One image's counts at the levels between the edges, (5, K): the rows of `PixelCounts`."""
-    good_P, defect_P = (edges.size - np.searchsorted(edges, part, "right") for part in (image.good, image.defect))
-    table_5K = np.zeros((len(PixelCounts._fields), edges.size + 1))
+class _Levels:
+    """Finds values' levels, 0 the highest, between ascending edges.
+
+    A bin without an edge inside lies in one level whole, so most values need no search: 1 s less for 40 million.
+    """
+
+    def __init__(self, edges: NDArray[np.float32]) -> None:
+        edge_bins = bin_of(edges)
+        self.count = edges.size + 1
+        self._edges = edges
+        self._level_of_bin = edges.size - np.searchsorted(edge_bins, np.arange(BINS))
+        self._divided = np.bincount(edge_bins, minlength=BINS) > 0
+
+    def of(self, value_P: NDArray[np.float32]) -> NDArray[np.intp]:
+        """The level of each value."""
+        bin_P = bin_of(value_P)
+        level_P: NDArray[np.intp] = self._level_of_bin[bin_P]
+        searched = self._divided[bin_P]
+        level_P[searched] = self._edges.size - np.searchsorted(self._edges, value_P[searched], "right")
+        return level_P
+
+
+def _histograms(image: JudgedMap, levels: _Levels) -> NDArray[np.float64]:
+    """One image's counts at the levels, (5, K): the rows of `PixelCounts`."""
+    good_P, defect_P = levels.of(image.good), levels.of(image.defect)
+    table_5K = np.zeros((len(PixelCounts._fields), levels.count))
     good_K, defect_K, overlap_K, normal_K, found_K = table_5K
-    good_K += np.bincount(good_P, minlength=good_K.size)
-    defect_K += np.bincount(defect_P, minlength=good_K.size)
-    overlap_K += np.bincount(defect_P, image.overlap, minlength=good_K.size)
+    good_K += np.bincount(good_P, minlength=levels.count)
+    defect_K += np.bincount(defect_P, minlength=levels.count)
+    overlap_K += np.bincount(defect_P, image.overlap, minlength=levels.count)
     normal_K += good_K / max(1, good_P.size) * image.normal
     found_K += defect_K / max(1, defect_P.size)
     return table_5K

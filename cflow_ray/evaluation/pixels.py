@@ -91,17 +91,20 @@ def exact_counts(images: Sequence[JudgedMap]) -> tuple[NDArray[np.float32], Pixe
     Thresholds between two defect values change nothing but the false positives, so good pixels there share a level:
     level 2 k + 1 holds the pixels equal to value k, level 2 k the good pixels between it and the value before.
     """
-    values, level_P = np.unique(np.concatenate([image.defect for image in images]), return_inverse=True)
+    defect_P = np.concatenate([image.defect for image in images])
+    order = np.argsort(defect_P)
+    starts = np.flatnonzero(np.diff(defect_P[order], prepend=np.float32(-1)))
+    values = defect_P[order[starts]]
     good, normal = np.zeros(2 * values.size + 1), np.zeros(2 * values.size + 1)
     for size, pool in _pools(images).items():
         counts = _good_counts(pool, values)
         good += counts
         normal += counts / size if size else 0.0
     gains = np.zeros((3, 2 * values.size + 1))
-    overlap_P = np.concatenate([image.overlap for image in images])
-    found_P = np.concatenate([np.full(image.region_P.size, 1 / max(1, image.region_P.size)) for image in images])
-    for gain, weight_P in zip(gains, (np.ones(level_P.size), overlap_P, found_P), strict=True):
-        gain[1::2] = np.bincount(level_P, weight_P, values.size)
+    shares = [np.full(image.region_P.size, 1 / max(1, image.region_P.size)) for image in images]
+    gains[0, 1::2] = np.diff(starts, append=order.size)
+    for gain, parts in ((gains[1], [image.overlap for image in images]), (gains[2], shares)):
+        gain[1::2] = np.add.reduceat(np.concatenate(parts)[order], starts) if starts.size else 0.0
     defect, overlap, found = gains[:, ::-1]
     return values[::-1], PixelCounts(good[::-1], defect, overlap, normal[::-1], found)
 
