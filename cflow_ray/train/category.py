@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -14,8 +14,9 @@ from torch import Tensor
 
 from cflow_ray.config import DetectorConfig
 from cflow_ray.data.images import PreparedImage, centre_window, decode_mask
-from cflow_ray.data.loading import load_images
+from cflow_ray.data.normals import CategoryImages
 from cflow_ray.data.samples import TEST, DataSet, Sample
+from cflow_ray.data.scratch import FeatureCache
 from cflow_ray.errors import CflowRayError, DataError, ImageError
 from cflow_ray.evaluation.evaluate import LabelledFindings, read_mask
 from cflow_ray.evaluation.metrics import Metrics
@@ -25,15 +26,13 @@ from cflow_ray.model.bank import DetectorBank
 from cflow_ray.model.descent import FitProgress
 from cflow_ray.model.detector import Detector, Finding
 from cflow_ray.model.encoder import Encoder
-from cflow_ray.model.features import Features, encode
+from cflow_ray.model.features import Features
 from cflow_ray.model.fitted import Fitted
 from cflow_ray.model.fitting import category_seed, fit_detector
-from cflow_ray.model.tiling import Layout
 from cflow_ray.store.checkpoint import Manifest
 from cflow_ray.store.registry import Registry
 from cflow_ray.store.storage import Storage, split_uri
 from cflow_ray.store.weights import read_weights
-from cflow_ray.train.scratch import FeatureCache
 
 _BATCH = 16
 
@@ -108,7 +107,7 @@ class _Fit:
         self._registry = Registry(Storage(site.registry, site.storage_options))
         self._weights = read_weights(task.detector.encoder, site.storage_options)
         self._encoder = Encoder(task.detector.encoder, self._weights)
-        self._unreadable: list[str] = []
+        self._images = CategoryImages(self._data.root, task.detector)
 
     def run(self, report: Report, start: float) -> Outcome:
         normals = self._data.normals(self._task.category)
@@ -132,18 +131,16 @@ class _Fit:
             version=version,
             metrics=metrics,
             seconds=seconds,
-            notes=(*self._unreadable, *_calibration_note(detector)),
+            notes=(*self._images.unreadable, *detector.calibration.shortfall(detector.config.target_fpr)),
         )
 
     def _encoded(self, normals: Iterable[Sample]) -> Features:
-        config = self._task.detector
         draws = torch.Generator().manual_seed(self._seed)
         cache = FeatureCache(self._site.cache_bytes, self._site.scratch)
-        images = (image.pixels_3HW for _, image in self._readable(normals))
-        return encode(
+        return self._images.encoded(
+            normals,
             self._encoder,
-            ((image_3HW, Layout.of((image_3HW.shape[1], image_3HW.shape[2]), config.input)) for image_3HW in images),
-            lambda image_3HW: altered_copies(image_3HW, config.augmentation, draws),
+            lambda image_3HW: altered_copies(image_3HW, self._task.detector.augmentation, draws),
             cache.keep,
         )
 
@@ -166,13 +163,6 @@ class _Fit:
     def _seed(self) -> int:
         return category_seed(self._task.detector.seed, self._task.category)
 
-    def _readable(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, PreparedImage]]:
-        for sample, image in load_images(self._data.root, samples, self._task.detector.input):
-            if isinstance(image, ImageError):
-                self._unreadable.append(f"left out {sample.image}: {image}")
-            else:
-                yield sample, image
-
     def _evaluate(self, detector: Detector) -> tuple[LabelledFindings, dict[str, bytes]]:
         """Score the test images as the archive job would.
 
@@ -180,7 +170,7 @@ class _Fit:
         """
         bank = DetectorBank[str](lambda _: detector, lambda *_: self._encoder)
         findings, scores, preview = LabelledFindings(self._data.root), dict[str, float](), None
-        for group in _groups(self._readable(self._data.of(self._task.category, TEST))):
+        for group in _groups(self._images.readable(self._data.of(self._task.category, TEST))):
             found = bank.score_batch([image.pixels_3HW for _, image in group], [self._task.category] * len(group))
             for (sample, image), finding in zip(group, found, strict=True):
                 findings.add(sample, finding.score, finding.map_HW, image.window)
@@ -212,7 +202,7 @@ class _Fit:
                 peaks=fitted.calibration.peaks,
                 calibration_scores=fitted.calibration.scores,
                 metrics=metrics.as_dict(),
-                training_images=len(self._data.normals(self._task.category)) - len(self._unreadable),
+                training_images=len(self._data.normals(self._task.category)) - len(self._images.unreadable),
                 seed=self._seed,
                 data_digest=self._task.data_digest,
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -233,14 +223,3 @@ def _groups(images: Iterable[tuple[Sample, PreparedImage]]) -> Iterator[list[tup
             group = []
     if group:
         yield group
-
-
-def _calibration_note(detector: Detector) -> Sequence[str]:
-    target, smallest = detector.config.target_fpr, detector.calibration.smallest_target
-    if smallest <= target:
-        return ()
-    count = len(detector.calibration.scores)
-    return (
-        f"{count} calibration images support false-alarm rates down to {smallest:.3f}; at the target of {target:g} "
-        "nothing will be called an anomaly. Add normal images or raise target_fpr.",
-    )
