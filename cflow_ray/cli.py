@@ -260,7 +260,7 @@ def evaluate(out: _Output, config_file: str | None, **flags: Any) -> None:
     config = load_config(EvaluateConfig, config_file, _settings(flags))
     from cflow_ray.evaluation.evaluate import evaluate as evaluate_results
     from cflow_ray.evaluation.paper import evaluate_as_the_paper
-    from cflow_ray.evaluation.report import metrics_table, paper_table
+    from cflow_ray.evaluation.report import figures_table, metrics_table, paper_table
 
     with ProgressBoard("evaluating") as board:
         metrics = evaluate_results(config, lambda done, total: board.update("categories", done, total))
@@ -268,7 +268,7 @@ def evaluate(out: _Output, config_file: str | None, **flags: Any) -> None:
     values: dict[str, Any] = {"categories": {name: m.as_dict() for name, m in metrics.items()}}
     if paper:
         values["paper_score"] = {name: asdict(figures) for name, figures in paper.items()}
-    out(values, metrics_table(metrics), *([paper_table(paper)] if paper else []))
+    out(values, metrics_table(metrics), figures_table(metrics), *([paper_table(paper)] if paper else []))
 
 
 @main.command(epilog="Example: cflow-ray serve --registry s3://line/registry --port 8000")

@@ -18,6 +18,21 @@ from cflow_ray.store.registry import Version
 _ROWS = (("Image-Level AUC", "image_auroc"), ("Pixel-Level AUC", "pixel_auroc"), ("Pixel F1 Score", "pixel_f1"))
 
 
+_FIGURES = {
+    "image_auroc": "Image AUROC",
+    "image_ap": "Image average precision",
+    "image_f1": "Image F1, best threshold",
+    "image_tpr_at_fpr_01": "Images found at 1 % false alarms",
+    "image_tpr_at_fpr_05": "Images found at 5 % false alarms",
+    "pixel_auroc": "Pixel AUROC",
+    "pixel_ap": "Pixel average precision",
+    "pixel_f1": "Pixel F1, best threshold",
+    "aupro": "AUPRO up to 0.3",
+    "aupro_005": "AUPRO up to 0.05",
+    "aupimo": "AUPIMO",
+}
+
+
 def metrics_table(metrics: Mapping[str, Metrics]) -> Table:
     """Image-Level AUC, Pixel-Level AUC and Pixel F1 Score: the average, then one column a category."""
     table = Table("Metric", "Avg", *(category.replace("_", " ").title() for category in metrics))
@@ -25,6 +40,21 @@ def metrics_table(metrics: Mapping[str, Metrics]) -> Table:
         values = [getattr(of_category, name) for of_category in metrics.values()]
         table.add_row(title, *(figure(value) for value in [mean(values), *values]))
     return table
+
+
+def figures_table(metrics: Mapping[str, Metrics]) -> Table:
+    """Every figure of every category with its 95 % bootstrap interval; figures that none has are left out."""
+    table = Table("Figure (95 % interval)", *(category.replace("_", " ").title() for category in metrics))
+    for name, title in _FIGURES.items():
+        if any(getattr(of_category, name) is not None for of_category in metrics.values()):
+            table.add_row(title, *(_with_interval(of_category, name) for of_category in metrics.values()))
+    return table
+
+
+def _with_interval(metrics: Metrics, name: str) -> str:
+    low_high = metrics.intervals.get(name)
+    interval = f" ({100 * low_high[0]:.1f} to {100 * low_high[1]:.1f})" if low_high else ""
+    return figure(getattr(metrics, name)) + interval
 
 
 def comparison_tables(

@@ -9,9 +9,19 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
+from rich.table import Table
 
-from cflow_ray.evaluation.metrics import Metrics
-from cflow_ray.evaluation.report import heat_map_panel, markdown_table, mean, metrics_table, overlay
+from cflow_ray.evaluation.metrics import FIGURES, Metrics
+from cflow_ray.evaluation.published import PAPER_WRN50
+from cflow_ray.evaluation.report import (
+    comparison_tables,
+    figures_table,
+    heat_map_panel,
+    markdown_table,
+    mean,
+    metrics_table,
+    overlay,
+)
 
 METRICS = {
     "metal_nut": Metrics(image_auroc=0.9, image_f1=0.8, pixel_auroc=0.95, pixel_f1=0.5, aupro=0.9, images=10),
@@ -26,6 +36,13 @@ def image() -> NDArray[np.uint8]:
 
 
 # tables
+
+
+def text(table: Table) -> str:
+    """A table as a wide terminal shows it."""
+    console = Console(file=io.StringIO(), width=300)
+    console.print(table)
+    return console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def cells(line: str, separator: str) -> list[str]:
@@ -138,3 +155,28 @@ def test_a_defect_that_fills_the_image_is_framed(image: NDArray[np.uint8]) -> No
     frame = np.ones((40, 60), bool)
     frame[1:-1, 1:-1] = False
     np.testing.assert_array_equal(outlined(image, np.ones((40, 60), bool)), frame)
+
+
+def test_every_figure_has_a_row_and_its_interval_beside_it() -> None:
+    known = {name: 0.5 for name in FIGURES}
+    full = Metrics(**known, images=4, intervals={"image_auroc": (0.25, 0.75)})
+    shown = text(figures_table({"screw": full, "pill": Metrics(image_auroc=0.9)}))
+    assert len(shown.splitlines()) == len(FIGURES) + 4
+    assert "50.00 (25.0 to 75.0)" in shown
+    assert "90.00" in shown
+    assert "Pixel AUROC" not in text(figures_table({"pill": Metrics(image_auroc=0.9)}))
+
+
+def test_a_comparison_stands_below_what_it_is_compared_with() -> None:
+    tables = comparison_tables({"screw": Metrics(image_auroc=0.95)}, PAPER_WRN50, "paper")
+    assert "95.00" in text(tables[0])
+    assert "91.89" in text(tables[0])
+    assert "98.86" in text(tables[1])
+    assert "98." not in text(tables[2])
+
+
+@pytest.mark.parametrize(("metric", "average"), [("image_auroc", 0.9826), ("pixel_auroc", 0.9862)])
+def test_the_published_figures_have_the_published_average(metric: str, average: float) -> None:
+    values = PAPER_WRN50[metric].values()
+    assert len(values) == 15
+    assert sum(values) / 15 == pytest.approx(average, abs=1.1e-4)
