@@ -53,7 +53,7 @@ def test_all_commands_of_the_design_are_there():
     [
         (["fit", "--data", "somewhere"], "'registry' is missing"),
         (["score", "--registry", "r", "--output", "o"], "inputs"),
-        (["fit", "--data", "d", "--registry", "r", "--input-size", "3"], "'defaults.input_size' is 3"),
+        (["fit", "--data", "d", "--registry", "r", "--input-size", "3"], "'defaults.input_size' is '3'"),
         (["fit", "--data", "d", "--registry", "r", "--storage-option", "nothing"], "no key=value"),
         (["fit", "--config", "no-such.yaml"], "no-such.yaml"),
         (["score", "in", "--registry", "r", "--output", "o", "--category-pattern", "x/"], "{category}"),

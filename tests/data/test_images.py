@@ -18,6 +18,7 @@ from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 from PIL import Image
 
+from cflow_ray.config import DetectorConfig, InputConfig
 from cflow_ray.data import images
 from cflow_ray.data.images import (
     MAX_PIXELS,
@@ -45,6 +46,11 @@ def png(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
+def square(side: int) -> InputConfig:
+    """An input of this side, everything else as it is by default."""
+    return DetectorConfig(input_size=side).input
+
+
 def pixels(content: bytes) -> Pixels:
     return np.asarray(decode(content))
 
@@ -59,16 +65,20 @@ def truncated(content: bytes) -> bytes:
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM"])
 def test_half_a_file_is_an_image_error(encode: Encode, photo: Pixels, kind: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    assert prepare(encode(noise, kind), 32).width == 64
+    assert prepare(encode(noise, kind), square(32)).width == 64
     with pytest.raises(ImageError):
-        prepare(truncated(encode(noise, kind)), 32)
+        prepare(truncated(encode(noise, kind)), square(32))
 
 
 @pytest.mark.parametrize(
     "content", [b"", b"\n", b"no picture, whatever its name says", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", bytes(100)]
 )
 def test_what_is_no_image_is_an_image_error(content: bytes) -> None:
-    for decode_it in (decode, lambda content: prepare(content, 32), lambda content: decode_mask(content, (8, 8))):
+    for decode_it in (
+        decode,
+        lambda content: prepare(content, square(32)),
+        lambda content: decode_mask(content, (8, 8)),
+    ):
         with pytest.raises(ImageError):
             decode_it(content)
 
@@ -168,9 +178,9 @@ def test_any_bytes_decode_or_are_an_image_error(
     for at, value in mutations:
         content[at % len(content)] = value
     damaged = bytes(content[: end % len(content)] if cut else content)
-    prepared = check_decodes_or_image_error(lambda content: prepare(content, 16), damaged)
+    prepared = check_decodes_or_image_error(lambda content: prepare(content, square(32)), damaged)
     if prepared is not None:
-        assert prepared.pixels_3HW.shape == (3, 16, 16)
+        assert prepared.pixels_3HW.shape == (3, 32, 32)
         assert prepared.width * prepared.height <= MAX_PIXELS
 
 
@@ -204,7 +214,7 @@ def test_grey_gives_three_equal_channels(encode: Encode) -> None:
 
 
 def test_one_pixel_fills_the_whole_input(encode: Encode) -> None:
-    prepared = prepare(encode(np.array([[[10, 20, 30]]], np.uint8)), 32)
+    prepared = prepare(encode(np.array([[[10, 20, 30]]], np.uint8)), square(32))
     assert (prepared.width, prepared.height) == (1, 1)
     assert torch.equal(
         prepared.pixels_3HW, torch.tensor([10, 20, 30], dtype=torch.uint8).view(3, 1, 1).expand(3, 32, 32)
@@ -317,11 +327,11 @@ def test_a_turned_photo_equals_the_upright_one(encode: Encode, photo: Pixels, ki
     stored = np.ascontiguousarray(UPRIGHT_FROM[orientation](photo))
     options = {"quality": 100, "subsampling": 0} if kind == "JPEG" else {"lossless": True} if kind == "WEBP" else {}
     content = encode(stored, kind, exif=exif, **options)
-    prepared = prepare(content, 32)
+    prepared = prepare(content, square(32))
     assert (prepared.width, prepared.height) == (40, 24)
     assert np.abs(pixels(content).astype(int) - photo).max() <= (6 if kind == "JPEG" else 0)
     if kind != "JPEG":
-        assert torch.equal(prepared.pixels_3HW, prepare(encode(photo), 32).pixels_3HW)
+        assert torch.equal(prepared.pixels_3HW, prepare(encode(photo), square(32)).pixels_3HW)
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 255])
@@ -335,7 +345,7 @@ def test_an_orientation_that_is_none_changes_nothing(encode: Encode, photo: Pixe
 
 
 def test_prepared_pixels_are_contiguous_rgb_planes_of_the_input_size(encode: Encode, photo: Pixels) -> None:
-    prepared = prepare(encode(photo), 48)
+    prepared = prepare(encode(photo), square(48))
     assert prepared.pixels_3HW.shape == (3, 48, 48)
     assert prepared.pixels_3HW.dtype == torch.uint8
     assert prepared.pixels_3HW.is_contiguous()
@@ -344,26 +354,26 @@ def test_prepared_pixels_are_contiguous_rgb_planes_of_the_input_size(encode: Enc
 
 def test_an_image_of_the_input_size_is_not_touched(encode: Encode) -> None:
     noise = np.random.default_rng(1).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    assert np.array_equal(prepare(encode(noise), 32).pixels_3HW.permute(1, 2, 0).numpy(), noise)
+    assert np.array_equal(prepare(encode(noise), square(32)).pixels_3HW.permute(1, 2, 0).numpy(), noise)
 
 
 def test_shrinking_averages_instead_of_picking(encode: Encode) -> None:
     stripes = np.zeros((512, 512), np.uint8)
     stripes[:, ::2] = 200
-    inner = prepare(encode(stripes), 32).pixels_3HW[:, 2:-2, 2:-2].float()
+    inner = prepare(encode(stripes), square(32)).pixels_3HW[:, 2:-2, 2:-2].float()
     assert (inner - 100).abs().max() <= 2
 
 
 @pytest.mark.parametrize("shape", [(1, 3000), (3000, 1), (200, 5000)])
 def test_extreme_shapes_are_prepared(encode: Encode, shape: tuple[int, int]) -> None:
-    prepared = prepare(encode(np.full(shape, 77, np.uint8)), 64)
+    prepared = prepare(encode(np.full(shape, 77, np.uint8)), square(64))
     assert prepared.pixels_3HW.unique().tolist() == [77]
     assert (prepared.height, prepared.width) == shape
 
 
 def test_decoding_twice_gives_the_same(encode: Encode, photo: Pixels) -> None:
     content = encode(photo, "JPEG")
-    assert torch.equal(prepare(content, 37).pixels_3HW, prepare(content, 37).pixels_3HW)
+    assert torch.equal(prepare(content, square(37)).pixels_3HW, prepare(content, square(37)).pixels_3HW)
 
 
 @pytest.mark.parametrize(

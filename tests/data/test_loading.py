@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from cflow_ray.config import DetectorConfig, InputConfig
 from cflow_ray.data.images import PreparedImage, prepare
 from cflow_ray.data.loading import load_images
 from cflow_ray.data.samples import TRAIN, Sample
@@ -17,6 +18,11 @@ from cflow_ray.errors import ImageError, StorageError
 from cflow_ray.store.storage import Storage
 
 Encode = Callable[..., bytes]
+
+
+def square(side: int) -> InputConfig:
+    """An input of this side, everything else as it is by default."""
+    return DetectorConfig(input_size=side).input
 
 
 @pytest.fixture
@@ -32,14 +38,14 @@ def samples(storage: Storage, encode: Encode) -> list[Sample]:
 
 
 def test_every_sample_comes_with_its_own_image_in_order(storage: Storage, samples: list[Sample]) -> None:
-    loaded = list(load_images(storage, samples, 32))
+    loaded = list(load_images(storage, samples, square(32)))
     assert [sample for sample, _ in loaded] == samples
     for number, (sample, image) in enumerate(loaded):
         if number in (7, 8):
             assert isinstance(image, ImageError)
         else:
             assert isinstance(image, PreparedImage)
-            assert torch.equal(image.pixels_3HW, prepare(storage.read(sample.image), 32).pixels_3HW)
+            assert torch.equal(image.pixels_3HW, prepare(storage.read(sample.image), square(32)).pixels_3HW)
             assert image.pixels_3HW.unique().tolist() == [number]
 
 
@@ -52,7 +58,7 @@ class SlowForSome(Storage):
 
 
 def test_the_order_does_not_depend_on_how_long_each_takes(storage: Storage, samples: list[Sample]) -> None:
-    loaded = load_images(SlowForSome(storage.uri), samples[:7], 32)
+    loaded = load_images(SlowForSome(storage.uri), samples[:7], square(32))
     assert [sample for sample, _ in loaded] == samples[:7]
 
 
@@ -65,7 +71,7 @@ def test_only_a_few_are_read_ahead_of_the_reader(storage: Storage, samples: list
             taken += 1
             yield samples[0]
 
-    loaded = load_images(storage, endless(), 32)
+    loaded = load_images(storage, endless(), square(32))
     for _ in range(50):
         next(loaded)
     assert 50 < taken < 50 + 32
@@ -74,20 +80,20 @@ def test_only_a_few_are_read_ahead_of_the_reader(storage: Storage, samples: list
 
 def test_no_thread_stays_behind(storage: Storage, samples: list[Sample]) -> None:
     before = threading.active_count()
-    loaded = load_images(storage, samples, 32)
+    loaded = load_images(storage, samples, square(32))
     next(loaded)
     loaded.close()  # type: ignore[attr-defined]
-    list(load_images(storage, samples, 32))
+    list(load_images(storage, samples, square(32)))
     assert threading.active_count() <= before
 
 
 def test_a_file_that_cannot_be_fetched_is_raised_by_name(storage: Storage, samples: list[Sample]) -> None:
     storage.remove(samples[20].image)
-    loaded = load_images(storage, samples, 32)
+    loaded = load_images(storage, samples, square(32))
     assert [sample for sample, _ in (next(loaded) for _ in range(20))] == samples[:20]
     with pytest.raises(StorageError, match=r"c/train/good/20\.png does not exist"):
         next(loaded)
 
 
 def test_no_sample_gives_no_image(storage: Storage) -> None:
-    assert list(load_images(storage, [], 32)) == []
+    assert list(load_images(storage, [], square(32))) == []

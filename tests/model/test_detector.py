@@ -13,10 +13,11 @@ from torch.nn import functional
 
 from cflow_ray.config import DetectorConfig, EncoderConfig, FlowConfig
 from cflow_ray.errors import CheckpointError
-from cflow_ray.model.detector import Detector, DetectorBank, Finding
+from cflow_ray.model.bank import DetectorBank
+from cflow_ray.model.detector import Detector, Finding
 from cflow_ray.model.encoder import Encoder
 from cflow_ray.model.flow import Decoder
-from cflow_ray.model.grouped import level_likelihood
+from cflow_ray.model.folded import FoldedDecoder
 from cflow_ray.model.initialisation import initialise_from_data
 from cflow_ray.model.position import position_encoding
 from cflow_ray.model.scoring import Calibration
@@ -34,9 +35,8 @@ def make_detector(encoder: Encoder, normals: Tensor, side: int, seed: int, diges
     for level in pyramid:
         decoder = Decoder(level.shape[1], FLOW, generator)
         initialise_from_data(decoder, level.permute(0, 2, 3, 1).flatten(0, 2))
-        decoders.append(decoder)
-    with torch.no_grad():
-        peaks = [float(level_likelihood(d, level).max()) for d, level in zip(decoders, pyramid, strict=True)]
+        decoders.append(FoldedDecoder.of(decoder))
+    peaks = [float(decoder(level).max()) for decoder, level in zip(decoders, pyramid, strict=True)]
     config = DetectorConfig(encoder=encoder.config, flow=FLOW, input_size=side)
     return Detector(config, decoders, Calibration.of(peaks, [0.1, 0.2]), digest)
 
@@ -116,8 +116,8 @@ def alone(detectors: dict[str, Detector], encoder: Encoder, mixed: tuple[list[Te
     """What encoder and detector say of each image by itself."""
     found = []
     for image, key in zip(*mixed, strict=True):
-        map_BHW = detectors[key].maps(encoder(image[None]))
-        found.append(Finding(float(detectors[key].scores(map_BHW)[0]), map_BHW[0].numpy()))
+        (map_HW,) = detectors[key].maps(encoder(image[None]))
+        found.append(Finding(detectors[key].score(map_HW), map_HW.numpy()))
     return found
 
 
@@ -186,8 +186,10 @@ def test_an_empty_batch_loads_nothing(loads: Loads) -> None:
     assert loads.encoders == []
 
 
-def test_the_least_recently_used_detector_leaves_first(loads: Loads, detectors: dict[str, Detector]) -> None:
-    size = detectors["cat"].bytes
+def test_the_least_recently_used_detector_leaves_first(encoder: Encoder, photographs: Tensor) -> None:
+    alike = {key: make_detector(encoder, photographs, 64, seed) for seed, key in enumerate(SIDES)}
+    (size,) = {detector.bytes for detector in alike.values()}
+    loads = Loads(alike, encoder)
     bank = loads.bank(capacity_bytes=3 * size)
     for key in ("cat", "cup", "screw"):
         bank.detector(key)
@@ -246,7 +248,7 @@ def test_a_likelihood_belongs_to_its_location(encoder: Encoder) -> None:
     generator = torch.Generator().manual_seed(0)
     decoder = Decoder(5, FLOW, generator).requires_grad_(False)
     features_BChw = torch.randn(2, 5, 3, 4, generator=generator)
-    likelihood_Bhw = level_likelihood(decoder, features_BChw)
+    likelihood_Bhw = FoldedDecoder.of(decoder)(features_BChw)
     condition_PD = position_encoding(8, 3, 4)
     assert likelihood_Bhw.shape == (2, 3, 4)
     for b in range(2):
@@ -256,11 +258,19 @@ def test_a_likelihood_belongs_to_its_location(encoder: Encoder) -> None:
                 torch.testing.assert_close(likelihood_Bhw[b, i, j], alone[0], rtol=1e-5, atol=1e-6)
 
 
-def test_a_detector_is_frozen_and_knows_its_size(detectors: dict[str, Detector], photographs: Tensor) -> None:
-    detector = detectors["cat"]
+def test_a_detector_is_frozen_and_knows_its_size(encoder: Encoder) -> None:
+    decoders = [Decoder(channels, FLOW, torch.Generator().manual_seed(channels)) for channels in encoder.channels]
+    config = DetectorConfig(encoder=encoder.config, flow=FLOW, input_size=64)
+    detector = Detector(config, [FoldedDecoder.of(decoder) for decoder in decoders], Calibration.of([0.0, 0.0], []))
     assert not detector.training
-    assert not any(parameter.requires_grad for parameter in detector.parameters())
-    assert detector.bytes == sum(tensor.nbytes for tensor in detector.state_dict().values())
+    assert not any(tensor.requires_grad for tensor in (*detector.parameters(), *detector.buffers()))
+    assert detector.bytes == sum(tensor.nbytes for tensor in detector.buffers())
+    pyramid = [torch.zeros(1, 40, 8, 8), torch.zeros(1, 112, 4, 4)]
+    before = detector.bytes
+    for _ in range(2):
+        detector.maps(pyramid)
+        # of every block a bias a position and hidden unit, of which there are 2 (ceil(C / 2) + 8)
+        assert detector.bytes - before == 2 * 4 * (64 * 2 * (20 + 8) + 16 * 2 * (56 + 8))
 
 
 def test_a_pyramid_of_other_levels_is_an_error(detectors: dict[str, Detector], encoder: Encoder) -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cflow_ray.config import FlowConfig
 from cflow_ray.model.flow import Decoder
-from cflow_ray.model.grouped import grouped_likelihood, level_likelihood
-from cflow_ray.model.position import position_encoding
+from cflow_ray.model.grouped import grouped_likelihood
 
 
 def random_decoder(channels: int, blocks: int = 3, seed: int = 0) -> Decoder:
@@ -48,17 +46,3 @@ def test_gradients_are_those_of_freia():
     for (name, ours), theirs in zip(decoder.named_parameters(), twin.parameters(), strict=True):
         if ours.requires_grad:
             torch.testing.assert_close(ours.grad, theirs.grad, msg=name)
-
-
-@pytest.mark.parametrize("size", [(1, 1), (3, 5)])
-def test_a_level_keeps_the_place_of_every_fibre(size: tuple[int, int]):
-    decoder = random_decoder(6).float()
-    features_BChw = torch.randn(2, 6, *size)
-    condition_PD = position_encoding(8, *size)
-    found_Bhw = level_likelihood(decoder, features_BChw)
-    for image in range(2):
-        for place in range(size[0] * size[1]):
-            row, column = divmod(place, size[1])
-            fibre_1C = features_BChw[image, :, row, column][None]
-            alone = decoder(fibre_1C, condition_PD[place][None])
-            torch.testing.assert_close(found_Bhw[image, row, column], alone[0], rtol=1e-5, atol=1e-5)

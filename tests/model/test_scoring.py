@@ -51,7 +51,7 @@ def test_a_score_equal_to_a_calibration_score_counts_it(scores: list[float], pic
 @example(scores=[], score=0.2, target=math.nextafter(1, 0))
 def test_an_anomaly_is_exactly_what_keeps_the_target(scores: list[float], score: float, target: float) -> None:
     calibration = of_scores(scores)
-    verdict = judge(score, np.zeros((4, 4), np.float32), calibration, target, (4, 4))
+    verdict = judge(score, np.zeros((4, 4), np.float32), calibration, target, (0, 0, 4, 4))
     assert verdict.is_anomaly == (calibration.p_value(score) <= target)
     assert verdict.p_value == calibration.p_value(score)
     assert verdict.score == score
@@ -82,7 +82,7 @@ def test_a_target_below_the_smallest_promise_has_no_threshold() -> None:
     assert calibration.smallest_target == 0.25
     assert calibration.threshold(0.24) is None
     assert calibration.threshold(0.25) == 0.3
-    verdict = judge(0.99, np.ones((4, 4), np.float32), calibration, 0.24, (4, 4))
+    verdict = judge(0.99, np.ones((4, 4), np.float32), calibration, 0.24, (0, 0, 4, 4))
     assert not verdict.is_anomaly
     assert verdict.threshold is None
     assert verdict.regions == []
@@ -132,7 +132,7 @@ def test_map_and_score_stay_below_one_and_not_below_zero(value: float) -> None:
     levels = [torch.full((2, side, side), value) for side in (8, 4)]
     map_BHW = anomaly_map(levels, (0.0, 0.0), (33, 65))
     for top_fraction in (0, 0.001, 0.37, 1):
-        for values in (map_BHW, image_scores(map_BHW, top_fraction)):
+        for values in (map_BHW, image_scores(map_BHW.flatten(1), top_fraction)):
             assert values.min() >= 0
             assert values.max() < 1
     assert float(map_BHW.mean()) == pytest.approx(0 if value >= 0 else 1, abs=1e-6)
@@ -179,7 +179,7 @@ def test_a_map_without_levels_is_no_map() -> None:
     top_fraction=st.one_of(st.just(0.0), st.just(1.0), st.floats(0, 1)),
 )
 def test_score_is_the_mean_of_the_highest_pixels(maps: np.ndarray, top_fraction: float) -> None:
-    scores = image_scores(torch.from_numpy(maps), top_fraction).numpy()
+    scores = image_scores(torch.from_numpy(maps).flatten(1), top_fraction).numpy()
     for score, one in zip(scores, maps, strict=True):
         highest = sorted((float(value) for value in one.ravel()), reverse=True)
         count = max(1, math.ceil(top_fraction * len(highest)))
@@ -189,9 +189,9 @@ def test_score_is_the_mean_of_the_highest_pixels(maps: np.ndarray, top_fraction:
 
 def test_fraction_0_is_the_maximum_and_1_the_mean() -> None:
     map_BHW = torch.rand(5, 40, 40, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(image_scores(map_BHW, 0), map_BHW.amax((1, 2)))
-    torch.testing.assert_close(image_scores(map_BHW, 1), map_BHW.mean((1, 2)))
-    descending = torch.stack([image_scores(map_BHW, fraction) for fraction in (0, 0.001, 0.01, 0.1, 1)])
+    assert torch.equal(image_scores(map_BHW.flatten(1), 0), map_BHW.amax((1, 2)))
+    torch.testing.assert_close(image_scores(map_BHW.flatten(1), 1), map_BHW.mean((1, 2)))
+    descending = torch.stack([image_scores(map_BHW.flatten(1), fraction) for fraction in (0, 0.001, 0.01, 0.1, 1)])
     assert (descending.diff(dim=0) <= 0).all()
 
 
@@ -214,7 +214,7 @@ def test_regions_are_scikit_images(seed: int, threshold: float) -> None:
         )
         for top, left, bottom, right in [part.bbox]
     }
-    regions = find_regions(map_HW, threshold, 48, 48)
+    regions = find_regions(map_HW, threshold, (0, 0, 48, 48))
     assert len(expected) >= 1
     assert {(region.box, region.area, region.peak) for region in regions} == expected
     assert len(regions) == len(expected)
@@ -224,34 +224,38 @@ def test_regions_are_scikit_images(seed: int, threshold: float) -> None:
 
 @settings(deadline=None)
 @given(
-    side=st.integers(1, 60),
+    sides=st.tuples(st.integers(1, 60), st.integers(1, 60)),
+    corner=st.tuples(st.integers(0, 900), st.integers(0, 900)),
     width=st.integers(1, 3000),
     height=st.integers(1, 3000),
     map_HW=npst.arrays(np.float32, (9, 9), elements=VALUES),
 )
-@example(side=25, width=7, height=7, map_HW=np.full((9, 9), 0.9, np.float32))
-@example(side=35, width=29, height=29, map_HW=np.full((9, 9), 0.9, np.float32))
-def test_boxes_lie_within_the_original_image_and_hold_every_pixel_above(
-    side: int, width: int, height: int, map_HW: np.ndarray
+@example(sides=(25, 25), corner=(0, 0), width=7, height=7, map_HW=np.full((9, 9), 0.9, np.float32))
+@example(sides=(35, 35), corner=(0, 0), width=29, height=29, map_HW=np.full((9, 9), 0.9, np.float32))
+@example(sides=(35, 25), corner=(3, 900), width=29, height=7, map_HW=np.full((9, 9), 0.9, np.float32))
+def test_boxes_lie_within_the_frame_and_hold_every_pixel_above(
+    sides: tuple[int, int], corner: tuple[int, int], width: int, height: int, map_HW: np.ndarray
 ) -> None:
-    map_HW = np.resize(map_HW, (side, side))
-    regions = find_regions(map_HW, 0.5, width, height)
+    map_HW = np.resize(map_HW, sides)
+    frame_left, frame_top = corner
+    regions = find_regions(map_HW, 0.5, (frame_left, frame_top, width, height))
     for region in regions:
         left, top, right, bottom = region.box
         assert all(isinstance(edge, int) for edge in region.box)
-        assert 0 <= left < right <= width
-        assert 0 <= top < bottom <= height
+        assert frame_left <= left < right <= frame_left + width
+        assert frame_top <= top < bottom <= frame_top + height
         assert 0.5 < region.peak < 1
     assert sum(region.area for region in regions) == pytest.approx((map_HW > 0.5).mean() * width * height)
     for y, x in np.argwhere(map_HW > 0.5):
-        centre_x, centre_y = (x + 0.5) * width / side, (y + 0.5) * height / side
+        centre_x = frame_left + (x + 0.5) * width / sides[1]
+        centre_y = frame_top + (y + 0.5) * height / sides[0]
         assert any(b[0] <= centre_x <= b[2] and b[1] <= centre_y <= b[3] for b in (region.box for region in regions))
 
 
 def test_boxes_scale_to_an_original_of_another_aspect() -> None:
     map_HW = np.zeros((10, 10), np.float32)
     map_HW[2:4, 5:8] = 0.9
-    (region,) = find_regions(map_HW, 0.5, width=200, height=30)
+    (region,) = find_regions(map_HW, 0.5, (0, 0, 200, 30))
     assert region.box == (100, 6, 160, 12)
     assert region.area == pytest.approx(60 * 6)
     assert region.peak == np.float32(0.9)
@@ -261,12 +265,12 @@ def test_parts_that_touch_at_a_corner_are_one_region() -> None:
     map_HW = np.zeros((8, 8), np.float32)
     map_HW[2, 2] = map_HW[3, 3] = 0.9
     map_HW[6, 6] = 0.8
-    assert [region.box for region in find_regions(map_HW, 0.5, 8, 8)] == [(2, 2, 4, 4), (6, 6, 7, 7)]
+    assert [region.box for region in find_regions(map_HW, 0.5, (0, 0, 8, 8))] == [(2, 2, 4, 4), (6, 6, 7, 7)]
 
 
 def test_without_a_threshold_or_below_it_there_are_no_regions() -> None:
-    assert find_regions(np.full((8, 8), 0.9, np.float32), None, 8, 8) == []
-    assert find_regions(np.full((8, 8), 0.5, np.float32), 0.5, 8, 8) == []
+    assert find_regions(np.full((8, 8), 0.9, np.float32), None, (0, 0, 8, 8)) == []
+    assert find_regions(np.full((8, 8), 0.5, np.float32), 0.5, (0, 0, 8, 8)) == []
 
 
 @settings(deadline=None)
@@ -280,8 +284,8 @@ def test_without_a_threshold_or_below_it_there_are_no_regions() -> None:
 def test_an_anomalous_image_has_a_region_that_says_where(
     map_HW: np.ndarray, scores: list[float], target: float, top_fraction: float
 ) -> None:
-    score = float(image_scores(torch.from_numpy(map_HW[None]), top_fraction)[0])
-    verdict = judge(score, map_HW, of_scores(scores), target, (70, 50))
+    score = float(image_scores(torch.from_numpy(map_HW).flatten()[None], top_fraction)[0])
+    verdict = judge(score, map_HW, of_scores(scores), target, (5, 3, 70, 50))
     if verdict.is_anomaly:
         assert verdict.regions
     assert all(region.peak > verdict.threshold for region in verdict.regions)

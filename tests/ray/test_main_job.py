@@ -95,7 +95,7 @@ def scores_of_the_library(registry: str, place: Place, data: Path, keys: list[st
     for key in keys:
         category = key.split("/")[0]
         checkpoint = (category, opened.best(category))
-        image = prepare((data / key).read_bytes(), bank.detector(checkpoint).config.input_size)
+        image = prepare((data / key).read_bytes(), bank.detector(checkpoint).config.input)
         scores[key] = bank.score_batch([image.pixels_3HW], [checkpoint])[0].score
     return scores
 

@@ -16,7 +16,7 @@ from torch import Generator
 from cflow_ray.config import DetectorConfig, EncoderConfig, FlowConfig, ScoreConfig
 from cflow_ray.data.archive import Shard, read_index, write_shards
 from cflow_ray.errors import CflowRayError, CheckpointError, ConfigError, DataError
-from cflow_ray.model.detector import Detector
+from cflow_ray.model.fitted import Fitted
 from cflow_ray.model.flow import Decoder
 from cflow_ray.model.scoring import Calibration
 from cflow_ray.score.plan import (
@@ -45,7 +45,7 @@ def add_version(registry: Registry, category: str, input_size: int = 64) -> str:
         target_fpr=0.125,
     )
     decoder = Decoder(2, config.flow, Generator().manual_seed(0))
-    detector = Detector(config, [decoder], Calibration.of([0.0], [0.5]))
+    fitted = Fitted(config, (decoder,), Calibration.of([0.0], [0.5]))
 
     def manifest(version: str) -> Manifest:
         return Manifest(
@@ -58,7 +58,7 @@ def add_version(registry: Registry, category: str, input_size: int = 64) -> str:
             calibration_scores=(0.5,),
         )
 
-    return registry.add(category, detector, manifest)
+    return registry.add(category, fitted, manifest)
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def changed(config: ScoreConfig, **changes: Any) -> ScoreConfig:
 
 def make_plan(**fields: Any) -> Plan:
     """A plan that no job stands behind."""
-    checkpoint = PlannedCheckpoint(version="v1-abcdef", input_size=64, target_fpr=0.05)
+    checkpoint = PlannedCheckpoint(version="v1-abcdef", input=DetectorConfig(input_size=64).input, target_fpr=0.05)
     defaults: dict[str, Any] = {
         "inputs": ("a.tar",),
         "registry": "r",
@@ -118,8 +118,10 @@ def test_a_plan_fixes_shards_records_and_checkpoints(config: ScoreConfig, regist
     plan = plan_job(config, output)
     assert [shard.records for shard in plan.shards] == [5, 5, 4]
     assert plan.checkpoints == {
-        "cable": PlannedCheckpoint(version=registry.best("cable"), input_size=64, target_fpr=0.125),
-        "screw": PlannedCheckpoint(version=registry.best("screw"), input_size=128, target_fpr=0.125),
+        category: PlannedCheckpoint(
+            version=registry.best(category), input=DetectorConfig(input_size=side).input, target_fpr=0.125
+        )
+        for category, side in (("cable", 64), ("screw", 128))
     }
 
 
@@ -205,7 +207,7 @@ def test_how_the_work_is_cut_may_change_but_the_chunks_stay(config: ScoreConfig,
 def test_pinned_versions_replace_the_best(config: ScoreConfig, registry: Registry, output: Storage) -> None:
     plan = plan_job(changed(config, checkpoints={"screw": "v2"}), output)
     assert plan.checkpoints["screw"].version == registry.versions("screw")[1] != registry.best("screw")
-    assert plan.checkpoints["screw"].input_size == 32
+    assert plan.checkpoints["screw"].input.size == (32, 32)
     assert plan.checkpoints["cable"].version == registry.best("cable")
 
 

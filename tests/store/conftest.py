@@ -5,12 +5,13 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from cflow_ray.config import DetectorConfig, EncoderConfig, FlowConfig
-from cflow_ray.model.detector import Detector
+from cflow_ray.model.fitted import Fitted
 from cflow_ray.model.flow import Decoder
 from cflow_ray.model.scoring import Calibration
 from cflow_ray.store.checkpoint import Manifest
@@ -19,8 +20,8 @@ from cflow_ray.store.storage import Storage
 
 CHANNELS = (6, 5)
 
-MakeDetector = Callable[..., Detector]
-Describe = Callable[[Detector], Callable[[str], Manifest]]
+MakeFitted = Callable[..., Fitted]
+Describe = Callable[..., Callable[[str], Manifest]]
 AddVersions = Callable[..., list[str]]
 
 
@@ -49,45 +50,48 @@ def registry(storage: Storage) -> Registry:
 
 
 @pytest.fixture
-def make_detector() -> MakeDetector:
-    """A detector with drawn decoders of 6 and 5 channels, for a network that nobody loads."""
+def make_fitted() -> MakeFitted:
+    """Drawn decoders of 6 and 5 channels, for a network that nobody loads, as a fit would give them."""
 
-    def make(seed: int = 0, scores: Sequence[float] = (0.1, 0.2, 0.3, 0.4), encoder_digest: str = "none") -> Detector:
+    def make(seed: int = 0, scores: Sequence[float] = (0.1, 0.2, 0.3, 0.4), **changes: Any) -> Fitted:
         generator = torch.Generator().manual_seed(seed)
+        encoder = EncoderConfig(name="resnet18", strides=(8, 16))
         flow = FlowConfig(blocks=2, condition_channels=8)
-        config = DetectorConfig(encoder=EncoderConfig(name="resnet18", strides=(8, 16)), flow=flow, input_size=64)
-        decoders = [Decoder(channels, flow, generator) for channels in CHANNELS]
+        config = DetectorConfig(**{"encoder": encoder, "flow": flow, "input_size": 64} | changes)
+        decoders = tuple(Decoder(channels, config.flow, generator) for channels in CHANNELS)
         peaks = torch.randn(len(CHANNELS), generator=generator, dtype=torch.float64).tolist()
-        return Detector(config, decoders, Calibration.of(peaks, scores), encoder_digest)
+        return Fitted(config, decoders, Calibration.of(peaks, scores))
 
     return make
 
 
 @pytest.fixture
 def describe() -> Describe:
-    """How a detector's manifest is made once its version is known."""
+    """How a fit's manifest is made once its version is known."""
 
-    def describe_detector(detector: Detector, category: str = "screw") -> Callable[[str], Manifest]:
+    def describe_fitted(
+        fitted: Fitted, category: str = "screw", encoder_digest: str = "none"
+    ) -> Callable[[str], Manifest]:
         return lambda version: Manifest(
             category=category,
             version=version,
-            detector=detector.config,
-            encoder_digest=detector.encoder_digest,
+            detector=fitted.config,
+            encoder_digest=encoder_digest,
             channels=CHANNELS,
-            peaks=detector.calibration.peaks,
-            calibration_scores=detector.calibration.scores,
+            peaks=fitted.calibration.peaks,
+            calibration_scores=fitted.calibration.scores,
             metrics={"image_auroc": 0.875, "pixel_auroc": None},
         )
 
-    return describe_detector
+    return describe_fitted
 
 
 @pytest.fixture
-def add_versions(registry: Registry, make_detector: MakeDetector, describe: Describe) -> AddVersions:
+def add_versions(registry: Registry, make_fitted: MakeFitted, describe: Describe) -> AddVersions:
     """Adds versions of a category to the registry, none of them promoted; returns their names."""
 
     def add(category: str = "screw", count: int = 1) -> list[str]:
-        detectors = [make_detector(seed) for seed in range(count)]
-        return [registry.add(category, detector, describe(detector)) for detector in detectors]
+        made = [make_fitted(seed) for seed in range(count)]
+        return [registry.add(category, fitted, describe(fitted)) for fitted in made]
 
     return add

@@ -16,8 +16,15 @@ from torch import Tensor
 
 from cflow_ray.config import DetectorConfig
 from cflow_ray.errors import CheckpointError, StorageError
-from cflow_ray.model.detector import Detector
-from cflow_ray.store.checkpoint import FORMAT_VERSION, Manifest, load_checkpoint, read_manifest, save_checkpoint
+from cflow_ray.model.fitted import Fitted
+from cflow_ray.store.checkpoint import (
+    FORMAT_VERSION,
+    Manifest,
+    load_checkpoint,
+    load_fitted,
+    read_manifest,
+    save_checkpoint,
+)
 from cflow_ray.store.storage import Storage
 
 CHANNELS = (6, 5)
@@ -26,18 +33,18 @@ State = dict[str, Tensor]
 
 
 @pytest.fixture
-def detector(make_detector: Callable[..., Detector]) -> Detector:
-    return make_detector(seed=3, encoder_digest="d" * 64)
+def fitted(make_fitted: Callable[..., Fitted]) -> Fitted:
+    return make_fitted(seed=3)
 
 
 @pytest.fixture
-def manifest(detector: Detector, describe: Callable[..., Callable[[str], Manifest]]) -> Manifest:
-    return describe(detector)("v1-abcdef")
+def manifest(fitted: Fitted, describe: Callable[..., Callable[[str], Manifest]]) -> Manifest:
+    return describe(fitted, encoder_digest="d" * 64)("v1-abcdef")
 
 
 @pytest.fixture
-def saved(storage: Storage, detector: Detector, manifest: Manifest) -> Storage:
-    save_checkpoint(storage, detector, manifest, {"preview.png": PREVIEW})
+def saved(storage: Storage, fitted: Fitted, manifest: Manifest) -> Storage:
+    save_checkpoint(storage, fitted, manifest, {"preview.png": PREVIEW})
     return storage
 
 
@@ -59,19 +66,20 @@ def edit_weights(storage: Storage, edit: Callable[[State], State]) -> None:
 # -- round trip
 
 
-def test_what_is_loaded_scores_bit_for_bit_as_what_was_saved(saved: Storage, detector: Detector) -> None:
-    loaded = load_checkpoint(saved)
+def test_what_is_loaded_scores_bit_for_bit_as_what_was_saved(saved: Storage, fitted: Fitted) -> None:
+    detector, loaded = fitted.detector("d" * 64), load_checkpoint(saved)
     maps, again = detector.maps(pyramid()), loaded.maps(pyramid())
     assert torch.equal(maps, again)
-    assert torch.equal(detector.scores(maps), loaded.scores(again))
+    assert [detector.score(map_HW) for map_HW in maps] == [loaded.score(map_HW) for map_HW in again]
     assert maps.std() > 0
-    assert loaded.calibration == detector.calibration
-    assert loaded.config == detector.config
-    assert loaded.encoder_digest == detector.encoder_digest
+    assert loaded.calibration == detector.calibration == fitted.calibration
+    assert loaded.config == fitted.config
+    assert loaded.encoder_digest == detector.encoder_digest == "d" * 64
 
 
-def test_another_detector_scores_otherwise(saved: Storage, make_detector: Callable[..., Detector]) -> None:
-    assert not torch.allclose(load_checkpoint(saved).maps(pyramid()), make_detector(seed=4).maps(pyramid()))
+def test_another_detector_scores_otherwise(saved: Storage, make_fitted: Callable[..., Fitted]) -> None:
+    other = make_fitted(seed=4).detector()
+    assert not torch.allclose(load_checkpoint(saved).maps(pyramid()), other.maps(pyramid()))
 
 
 def test_the_manifest_comes_back_whole(saved: Storage, manifest: Manifest) -> None:
@@ -81,9 +89,19 @@ def test_the_manifest_comes_back_whole(saved: Storage, manifest: Manifest) -> No
 
 
 def test_a_loaded_rotation_inverts_as_the_fitted_one_does(saved: Storage) -> None:
-    for decoder in load_checkpoint(saved).decoders:
+    for decoder in load_fitted(saved).decoders:
         for block in decoder.flow:
             torch.testing.assert_close(block.w_perm @ block.w_perm_inv, torch.eye(decoder.channels))
+
+
+def test_freias_decoders_come_back_as_they_were(saved: Storage, fitted: Fitted) -> None:
+    """What goes on from the weights gets every one of them, inverse rotations included."""
+    loaded = load_fitted(saved)
+    assert (loaded.config, loaded.calibration, loaded.region_HW) == (fitted.config, fitted.calibration, None)
+    for decoder, other in zip(fitted.decoders, loaded.decoders, strict=True):
+        state, again = decoder.state_dict(), other.state_dict()
+        assert state.keys() == again.keys()
+        assert all(torch.equal(state[name], again[name]) for name in state)
 
 
 def test_loading_does_not_depend_on_a_global_seed(saved: Storage) -> None:
@@ -104,17 +122,17 @@ def test_the_files_are_weights_text_and_picture_and_nothing_is_pickled(saved: St
         assert not saved.read(path).startswith((b"\x80", b"PK"))  # pickle, and torch's zip of pickles
 
 
-def test_without_attachments_there_are_two_files(storage: Storage, detector: Detector, manifest: Manifest) -> None:
-    save_checkpoint(storage, detector, manifest, {})
+def test_without_attachments_there_are_two_files(storage: Storage, fitted: Fitted, manifest: Manifest) -> None:
+    save_checkpoint(storage, fitted, manifest, {})
     assert storage.files() == ["decoders.safetensors", "manifest.json"]
 
 
-def test_no_inverse_matrix_and_no_encoder_is_stored(saved: Storage, detector: Detector) -> None:
+def test_no_inverse_matrix_and_no_encoder_is_stored(saved: Storage, fitted: Fitted) -> None:
     state = safetensors.torch.load(saved.read("decoders.safetensors"))
     assert not [name for name in state if "inv" in name]
     rotations = {name: tensor for name, tensor in state.items() if name.endswith("w_perm")}
-    assert len(rotations) == detector.config.flow.blocks * len(CHANNELS)
-    everything = sum(tensor.numel() for tensor in detector.state_dict().values())
+    assert len(rotations) == fitted.config.flow.blocks * len(CHANNELS)
+    everything = sum(tensor.numel() for decoder in fitted.decoders for tensor in decoder.state_dict().values())
     inverses = sum(tensor.numel() for tensor in rotations.values())
     assert sum(tensor.numel() for tensor in state.values()) == everything - inverses
 
@@ -128,9 +146,9 @@ class FullDisk(Storage):
         super().write(path, content)
 
 
-def test_the_manifest_is_written_last(local: Storage, detector: Detector, manifest: Manifest) -> None:
+def test_the_manifest_is_written_last(local: Storage, fitted: Fitted, manifest: Manifest) -> None:
     with pytest.raises(StorageError, match="no space"):
-        save_checkpoint(FullDisk(local.uri), detector, manifest, {"preview.png": PREVIEW})
+        save_checkpoint(FullDisk(local.uri), fitted, manifest, {"preview.png": PREVIEW})
     assert local.files() == ["decoders.safetensors", "preview.png"]
 
 
@@ -170,7 +188,7 @@ def test_every_field_without_default_is_needed(saved: Storage) -> None:
 @pytest.mark.parametrize("changes", [{"peaks": [0.0]}, {"peaks": [0.0, 0.0, 0.0]}, {"channels": [6]}])
 def test_as_many_peaks_channels_and_strides_are_needed(saved: Storage, changes: dict[str, Any]) -> None:
     edit_manifest(saved, **changes)
-    with pytest.raises(CheckpointError, match="2 strides"):
+    with pytest.raises(CheckpointError, match="2 levels"):
         load_checkpoint(saved)
 
 
@@ -241,5 +259,6 @@ def test_any_damage_to_the_header_is_refused_or_harmless(local: Storage, data: s
         peaks=(0.0,),
         calibration_scores=(),
     )
-    with pytest.raises(CheckpointError):  # these tensors fit no decoder anyway
-        load_checkpoint(local, manifest)
+    local.write("manifest.json", manifest.model_dump_json().encode())
+    with pytest.raises(CheckpointError, match=r"decoders\.safetensors"):  # these tensors fit no decoder anyway
+        load_checkpoint(local)

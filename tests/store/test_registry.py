@@ -15,13 +15,13 @@ from torch import Tensor
 
 from cflow_ray.config import EncoderConfig
 from cflow_ray.errors import CflowRayError, CheckpointError, StorageError
-from cflow_ray.model.detector import Detector
+from cflow_ray.model.fitted import Fitted
 from cflow_ray.store.checkpoint import FORMAT_VERSION, Manifest
 from cflow_ray.store.registry import Pointer, Registry, check_category_name
 from cflow_ray.store.storage import Storage
 
 AddVersions = Callable[..., list[str]]
-MakeDetector = Callable[..., Detector]
+MakeFitted = Callable[..., Fitted]
 Describe = Callable[..., Callable[[str], Manifest]]
 
 RESNET = EncoderConfig(name="resnet18", strides=(8, 16))
@@ -70,15 +70,13 @@ def test_a_damaged_root_file_is_named(storage: Storage, content: bytes) -> None:
 # -- versions
 
 
-def test_a_version_is_loaded_as_it_was_added(
-    registry: Registry, make_detector: MakeDetector, describe: Describe
-) -> None:
-    detector = make_detector(seed=5)
-    version = registry.add("screw", detector, describe(detector), {"preview.png": b"png"})
+def test_a_version_is_loaded_as_it_was_added(registry: Registry, make_fitted: MakeFitted, describe: Describe) -> None:
+    fitted = make_fitted(seed=5)
+    version = registry.add("screw", fitted, describe(fitted), {"preview.png": b"png"})
     manifest = registry.manifest("screw", version)
     assert (manifest.category, manifest.version) == ("screw", version)
     features = [torch.randn(2, 6, 8, 8), torch.randn(2, 5, 4, 4)]
-    assert torch.equal(registry.detector("screw", version).maps(features), detector.maps(features))
+    assert torch.equal(registry.detector("screw", version).maps(features), fitted.detector().maps(features))
 
 
 def test_versions_count_up_and_are_listed_oldest_first(registry: Registry, add_versions: AddVersions) -> None:
@@ -107,32 +105,32 @@ def test_a_version_without_manifest_is_none_but_its_number_is_taken(
 
 
 def test_writers_at_the_same_time_never_collide(
-    registry: Registry, make_detector: MakeDetector, describe: Describe
+    registry: Registry, make_fitted: MakeFitted, describe: Describe
 ) -> None:
-    detectors = [make_detector(seed) for seed in range(8)]
+    made = [make_fitted(seed) for seed in range(8)]
 
-    def add(detector: Detector) -> str:
-        return registry.add("screw", detector, describe(detector))
+    def add(fitted: Fitted) -> str:
+        return registry.add("screw", fitted, describe(fitted))
 
     with ThreadPoolExecutor(8) as pool:
-        names = list(pool.map(add, detectors))
+        names = list(pool.map(add, made))
     assert len(set(names)) == 8
     assert sorted(registry.versions("screw")) == sorted(names)
-    for name, detector in zip(names, detectors, strict=True):
+    for name, fitted in zip(names, made, strict=True):
         stored = registry.detector("screw", name)
-        assert stored.calibration.peaks == detector.calibration.peaks  # nobody wrote over another
+        assert stored.calibration.peaks == fitted.calibration.peaks  # nobody wrote over another
 
 
 @pytest.mark.parametrize(
     "category", ["", "/", "a/b", "..", ".", "../x", "_encoders", "_runs", ".hidden", "-x", "a\n", "a" * 101, "a\\b"]
 )
 def test_a_name_that_is_no_folder_of_its_own_is_refused(
-    registry: Registry, make_detector: MakeDetector, describe: Describe, category: str
+    registry: Registry, make_fitted: MakeFitted, describe: Describe, category: str
 ) -> None:
     before = registry.storage.files()
-    detector = make_detector()
+    fitted = make_fitted()
     with pytest.raises(StorageError, match="cannot name a category"):
-        registry.add(category, detector, describe(detector, category))
+        registry.add(category, fitted, describe(fitted, category))
     with pytest.raises(CflowRayError):
         registry.pointer(category)
     with pytest.raises(CflowRayError):
@@ -359,11 +357,11 @@ def test_weights_of_another_network_are_refused(registry: Registry, resnet_state
 
 
 def test_the_whole_registry_holds_weights_json_and_pictures_only(
-    registry: Registry, make_detector: MakeDetector, describe: Describe, resnet_state: dict[str, Tensor]
+    registry: Registry, make_fitted: MakeFitted, describe: Describe, resnet_state: dict[str, Tensor]
 ) -> None:
     registry.add_encoder(resnet_state)
-    detector = make_detector()
-    registry.promote("screw", registry.add("screw", detector, describe(detector), {"preview.png": b"png"}))
+    fitted = make_fitted()
+    registry.promote("screw", registry.add("screw", fitted, describe(fitted), {"preview.png": b"png"}))
     assert {path.rpartition(".")[2] for path in registry.storage.files()} == {"safetensors", "json", "png"}
 
 
@@ -377,18 +375,19 @@ def test_the_bank_scores_with_what_the_registry_holds(
 
     encoder = Encoder(RESNET, resnet_state)
     flow = FlowConfig(blocks=2, condition_channels=8)
-    decoders = [Decoder(C, flow, torch.Generator().manual_seed(C)) for C in encoder.channels]
+    decoders = tuple(Decoder(C, flow, torch.Generator().manual_seed(C)) for C in encoder.channels)
     digest = registry.add_encoder(resnet_state)
     config = DetectorConfig(encoder=RESNET, flow=flow, input_size=64)
-    detector = Detector(config, decoders, Calibration.of([-1.0, -1.0], [0.5]), digest)
+    fitted = Fitted(config, decoders, Calibration.of([-1.0, -1.0], [0.5]))
 
     def manifest(version: str) -> Manifest:
-        given = describe(detector)(version).model_dump()
+        given = describe(fitted, encoder_digest=digest)(version).model_dump()
         return Manifest.model_validate(given | {"channels": encoder.channels})
 
-    version = registry.add("screw", detector, manifest)
+    version = registry.add("screw", fitted, manifest)
     image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     (finding,) = registry.bank().score_batch([image], [("screw", version)])
-    map_BHW = detector.maps(encoder(image[None]))
-    assert finding.score == detector.scores(map_BHW).item()
-    assert torch.equal(torch.from_numpy(finding.map_HW), map_BHW[0])
+    detector = fitted.detector(digest)
+    (map_HW,) = detector.maps(encoder(image[None]))
+    assert finding.score == detector.score(map_HW)
+    assert torch.equal(torch.from_numpy(finding.map_HW), map_HW)
