@@ -9,11 +9,13 @@ from pathlib import Path
 
 import click
 import pytest
+import yaml
 
 from cflow_ray.cli import main
+from cflow_ray.config import DetectorConfig, FitConfig
 
 CHECKOUT = Path(__file__).parents[1]
-PAGES = [CHECKOUT / "README.md", CHECKOUT / "cluster" / "README.md", CHECKOUT / "CHANGELOG.md"]
+PAGES = [CHECKOUT / name for name in ("README.md", "cluster/README.md", "benchmarks/README.md", "CHANGELOG.md")]
 README = PAGES[0].read_text(encoding="utf-8")
 
 
@@ -56,3 +58,26 @@ def test_targets_of_the_readme_exist():
     named = set(re.findall(r"`?make ([a-z]+)", README)) | {line.split()[1] for line in command_lines("make")}
     assert named <= targets
     assert targets >= {"demo", "test", "check", "serve", "install", "help"}
+
+
+SETTINGS = re.findall(r"^\| `([^`]+)`", (CHECKOUT / "docs" / "detector.md").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_every_setting_of_the_page_is_one_line_of_yaml(setting: str):
+    values = yaml.safe_load(setting)
+    (name,) = values
+    assert getattr(DetectorConfig.model_validate(values), name) is not None
+
+
+def test_the_page_names_every_setting():
+    named = {next(iter(yaml.safe_load(setting))) for setting in SETTINGS}
+    own_page = {"folds", "selection_fraction", "calibration_fraction"}  # explained in the row of `calibration`
+    assert set(DetectorConfig.model_fields) <= named | own_page
+
+
+def test_the_example_of_the_page_is_a_fit():
+    page = (CHECKOUT / "docs" / "detector.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    config = FitConfig.model_validate({"data": "d", "registry": "r", **yaml.safe_load(example)})
+    assert config.detector("foil").tiling is not None

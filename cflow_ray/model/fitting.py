@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -11,19 +10,17 @@ import torch
 from torch import Tensor
 
 from cflow_ray.config import DetectorConfig
+from cflow_ray.model.calibration import image_scores_of, peaks_of
 from cflow_ray.model.descent import FitProgress, Level, Watch, fit_level, seeded
-from cflow_ray.model.detector import Detector, inside
+from cflow_ray.model.detector import inside
 from cflow_ray.model.features import Features
 from cflow_ray.model.fibres import Fibres
 from cflow_ray.model.fitted import Fitted
 from cflow_ray.model.flow import Decoder
-from cflow_ray.model.folded import FoldedDecoder
 from cflow_ray.model.partition import Split, cross_normals, is_cross, split_normals
 from cflow_ray.model.scoring import Calibration
 
 # Shapes: I images, T tiles, P = h * w positions of a level, C channels.
-
-_PEAK_QUANTILE = 0.99  # of the held-out likelihoods; as good as the maximum and unmoved by one odd image
 
 
 def category_seed(run_seed: int, category: str) -> int:
@@ -55,20 +52,10 @@ def fit_detector(
     for number, split in enumerate(splits):
         watch_model = _of_model(watch, number, len(splits))
         decoders = _fit_levels(features, split, config, zlib.crc32(f"{seed}/{number}".encode()), watch_model, region_HW)
-        peaks = _peaks(decoders, features, split.selection, region_HW)
+        peaks = peaks_of(decoders, features, split.selection, region_HW)
         fitted = Fitted(config, decoders, Calibration(peaks, ()), region_HW)
         scores += image_scores_of(fitted.detector(), features, split.calibration)
     return replace(fitted, calibration=Calibration.of(fitted.calibration.peaks, scores))
-
-
-def image_scores_of(detector: Detector, features: Features, images: Sequence[int]) -> list[float]:
-    """Scores of encoded images, each alone, as scoring gives them but for the features' half precision."""
-    scores = []
-    for image in images:
-        tiles = features.tiles([image])
-        maps_Thw = detector.maps([level.maps(tiles) for level in features.levels])
-        scores.append(detector.score(detector.whole(maps_Thw, features.layouts[image])))
-    return scores
 
 
 def _fit_levels(
@@ -91,26 +78,9 @@ def _fit_levels(
         return tuple(fit(number) for number in numbers)
     try:
         with ThreadPoolExecutor(min(threads, len(numbers)), initializer=lambda: torch.set_num_threads(1)) as pool:
-            return tuple(pool.map(fit, numbers))
+            return tuple(pool.map(fit, reversed(numbers)))[::-1]  # the widest level takes longest: first
     finally:
         torch.set_num_threads(threads)
-
-
-def _peaks(
-    decoders: Sequence[Decoder], features: Features, selection: Sequence[int], region_HW: Tensor | None
-) -> tuple[float, ...]:
-    """Each level's peak: a high quantile of the likelihoods of the selection images."""
-    peaks = []
-    for decoder, level in zip(decoders, features.levels, strict=True):
-        likelihood_Thw = FoldedDecoder.of(decoder)(level.maps(features.tiles(selection)))
-        inside_hw = torch.ones(level.size, dtype=torch.bool) if region_HW is None else inside(region_HW, level.size)
-        peaks.append(_quantile(likelihood_Thw[:, inside_hw], _PEAK_QUANTILE))
-    return tuple(peaks)
-
-
-def _quantile(values: Tensor, share: float) -> float:
-    rank = max(1, round(share * values.numel()))
-    return float(values.flatten().kthvalue(rank).values)
 
 
 def _of_model(watch: Watch, number: int, of: int) -> Watch:
