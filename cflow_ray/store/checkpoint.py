@@ -60,6 +60,8 @@ class Manifest(Model):
     """The category's own seed, derived from the run's."""
     data_digest: str = ""
     created: str = ""
+    origin: str = ""
+    """Where weights or calibration come from that no fit of this registry made: a file, or an earlier version."""
     fit_seconds: float = 0.0
     packages: dict[str, str] = Field(default_factory=installed_packages)
 

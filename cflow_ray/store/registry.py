@@ -214,10 +214,11 @@ class Registry:
         return version
 
     def listing(self) -> list[Version]:
-        """Every finished version of every category."""
+        """Every finished version of every category, one without a promoted version too."""
         found = []
-        for category in self.categories():
-            best = self.best(category)
+        for category in filter(_NAME.fullmatch, self.storage.folders()):
+            pointer = self._pointer_if_there(category)
+            best = pointer.version if pointer else None
             for version in self.versions(category):
                 found.append(Version(category, version, version == best, self.manifest(category, version)))
         return found

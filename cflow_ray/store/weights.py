@@ -33,6 +33,10 @@ def read_weights(config: EncoderConfig, storage_options: Mapping[str, Any] | Non
         return _wheel_weights(config)
     if config.weights == "timm":
         return _hub_weights(config)
+    if config.weights == "registry":
+        raise ConfigError(
+            f"the weights of an imported {config.name!r} are in its registry alone; use `wheel`, `timm`, or a path or URI."
+        )
     folder, name = split_uri(config.weights)
     return _parse_state(Storage(folder, storage_options).read(name), config.weights)
 
