@@ -137,15 +137,16 @@ class FoldedDecoder(nn.Module):
 
 
 def _folded(block: Mapping[str, Tensor], scale_C: Tensor, channels: int, last: bool) -> dict[str, Tensor | None]:
+    """One block's tensors, all of them new: a decoder that is fitted further must not change its evaluator."""
     passive, _ = halves(channels)
     first_HX, offset_C = block["subnet.0.weight"], block["global_offset"][0]
     return {
-        "first_CpH": first_HX[:, :passive].T.contiguous(),
+        "first_CpH": first_HX[:, :passive].T.clone(memory_format=torch.contiguous_format),
         "condition_HD": first_HX[:, passive:].contiguous(),
-        "first_bias_H": block["subnet.0.bias"],
+        "first_bias_H": block["subnet.0.bias"].clone(),
         "last_H2Ca": (0.1 * block["subnet.2.weight"]).T.contiguous(),
         "last_bias_2Ca": 0.1 * block["subnet.2.bias"],
         "rotation_CC": None if last else (block["w_perm"] * scale_C).T.contiguous(),
         "scale_C": scale_C,
-        "offset_C": offset_C if last else block["w_perm"] @ offset_C,
+        "offset_C": offset_C.clone() if last else block["w_perm"] @ offset_C,
     }
