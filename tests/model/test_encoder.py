@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import timm
 import torch
@@ -143,6 +145,78 @@ def test_networks_of_other_families_give_the_strides_that_were_asked_for(
     expected = [(1, C, side // stride, side // stride) for C, stride in zip(channels, strides, strict=True)]
     assert [tuple(level.shape) for level in pyramid] == expected
     assert encoder.channels == channels
+
+
+FAMILIES = [
+    (EncoderConfig(), (40, 112, 320)),
+    (EncoderConfig(name="resnet18"), (128, 256, 512)),
+    (EncoderConfig(name="wide_resnet50_2"), (512, 1024, 2048)),
+    (EncoderConfig(name="mobilenetv3_large_100"), (40, 112, 960)),
+    (EncoderConfig(name="efficientnet_b0"), (40, 112, 320)),
+    (EncoderConfig(name="convnext_tiny"), (192, 384, 768)),
+    (EncoderConfig(name="vit_small_patch16_224", blocks=(2, 5, 8)), (384, 384, 384)),
+]
+
+
+@pytest.mark.parametrize(("config", "channels"), FAMILIES, ids=lambda value: getattr(value, "name", ""))
+def test_every_family_takes_images_that_are_not_square(config: EncoderConfig, channels: tuple[int, ...]) -> None:
+    state = timm.create_model(config.name).state_dict()
+    encoder = Encoder(config, state)
+    strides = (16, 16, 16) if config.blocks else config.strides
+    assert encoder.channels == channels
+    for height, width in ((64, 96), (96, 64)):
+        images = torch.randint(0, 256, (2, 3, height, width), dtype=torch.uint8)
+        pyramid = encoder(images)
+        expected = [(2, C, height // stride, width // stride) for C, stride in zip(channels, strides, strict=True)]
+        assert [tuple(level.shape) for level in pyramid] == expected
+        assert all(level.dtype == torch.float32 and torch.isfinite(level).all() for level in pyramid)
+    assert sum(p.numel() for p in encoder.parameters()) < sum(tensor.numel() for tensor in state.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "levels"),
+    [
+        ("tf_efficientnet_lite0", {"strides": ((8,), (8, 16), (8, 16, 32))}),
+        ("resnet18", {"strides": ((8,), (8, 16), (8, 16, 32))}),
+        ("convnext_atto", {"strides": ((8,), (8, 16), (8, 16, 32))}),
+        ("vit_small_patch16_224", {"blocks": ((2,), (2, 5), (2, 5, 8))}),
+    ],
+)
+def test_stages_after_the_last_level_are_gone_and_nothing_before_changes(
+    name: str, levels: dict[str, tuple[tuple[int, ...], ...]]
+) -> None:
+    torch.manual_seed(0)
+    state = timm.create_model(name).state_dict()
+    ((kind, choices),) = levels.items()
+    encoders = [Encoder(EncoderConfig(name=name, **{kind: choice}), state) for choice in choices]
+    sizes = [sum(p.numel() for p in encoder.parameters()) for encoder in encoders]
+    assert sizes == sorted(set(sizes))
+    images = torch.randint(0, 256, (1, 3, 96, 64), dtype=torch.uint8)
+    pyramids = [encoder(images) for encoder in encoders]
+    for shorter, longer in itertools.pairwise(pyramids):
+        assert all(torch.equal(level, same) for level, same in zip(shorter, longer, strict=False))
+
+
+def test_the_blocks_of_a_transformer_are_those_inside_the_whole_network() -> None:
+    torch.manual_seed(0)
+    whole = timm.create_model("vit_small_patch16_224", dynamic_img_size=True).eval()
+    encoder = Encoder(EncoderConfig(name="vit_small_patch16_224", blocks=(2, 5, 8)), whole.state_dict())
+    images = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
+    with torch.no_grad():
+        inputs = (images / 255.0 - 0.5) / 0.5
+        expected = whole.forward_intermediates(inputs, indices=[2, 5, 8], intermediates_only=True)
+    for features, same in zip(encoder(images), expected, strict=True):
+        torch.testing.assert_close(features, same, rtol=1e-4, atol=1e-4)
+
+
+def test_a_transformer_asked_for_strides_is_refused_with_a_hint_at_blocks() -> None:
+    with pytest.raises(ConfigError, match=r"vit_small_patch16_224 has no level of stride \[8, 32\].*`blocks`"):
+        Encoder(EncoderConfig(name="vit_small_patch16_224"), {})
+
+
+def test_blocks_that_a_transformer_lacks_are_refused_by_number() -> None:
+    with pytest.raises(ConfigError, match=r"no blocks \[2, 12\]"):
+        Encoder(EncoderConfig(name="vit_small_patch16_224", blocks=(2, 12)), {})
 
 
 def test_fewer_levels_are_the_same_levels_of_a_shorter_network(

@@ -14,7 +14,7 @@ from FrEIA.modules import AllInOneBlock
 from torch import Tensor, nn
 
 from cflow_ray.config import FlowConfig
-from cflow_ray.model.flow import Decoder, sample_rotation
+from cflow_ray.model.flow import Decoder, halves, sample_rotation, state_shapes
 
 MakeDecoder = Callable[..., Decoder]
 
@@ -40,6 +40,28 @@ def test_inverse_gives_the_fibres_back(make_decoder: MakeDecoder, channels: int)
     assert (latent_NC - fibres_NC).abs().max() > 0.1
     torch.testing.assert_close(back_NC, fibres_NC, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(log_det_back_N, -log_det_N, rtol=1e-9, atol=1e-9)
+
+
+def test_without_a_condition_it_is_still_an_exact_density(make_decoder: MakeDecoder) -> None:
+    """Inverse and log-determinant of the unconditional flow, in one."""
+    decoder = make_decoder(5, condition_channels=0).double()
+    for block in decoder.blocks:
+        block.w_perm_inv.data = torch.linalg.inv(block.w_perm)
+    fibres_NC, _ = fibres_and_condition(6, 5)
+    latent_NC, log_det_N = decoder.flow(fibres_NC)
+    torch.testing.assert_close(decoder.flow(latent_NC, rev=True)[0], fibres_NC, rtol=1e-9, atol=1e-9)
+    for fibre_C, log_det in zip(fibres_NC, log_det_N, strict=True):
+        jacobian_CC = torch.autograd.functional.jacobian(lambda x_C: decoder.flow(x_C[None])[0][0], fibre_C)
+        torch.testing.assert_close(log_det, torch.linalg.slogdet(jacobian_CC).logabsdet, rtol=0, atol=1e-5)
+
+
+def test_the_unconditional_flow_ignores_the_condition_and_has_no_weights_for_it(make_decoder: MakeDecoder) -> None:
+    decoder = make_decoder(6, condition_channels=0).double()
+    fibres_NC, condition_ND = fibres_and_condition(20, 6)
+    expected_N = decoder(fibres_NC, condition_ND)
+    assert torch.equal(decoder(fibres_NC, 5 * condition_ND.flip(0)), expected_N)
+    assert torch.equal(decoder(fibres_NC, torch.empty(20, 0)), expected_N)
+    assert decoder.blocks[0].subnet[0].in_features == 3
 
 
 @pytest.mark.parametrize("channels", [2, 3, 5, 8])
@@ -102,6 +124,29 @@ def test_equals_freia_with_the_same_state(channels: int, clamp: float) -> None:
     latent_NC, log_det_N = flow(fibres_NC, [condition_ND])
     expected = (-channels / 2 * math.log(2 * math.pi) - latent_NC.square().sum(1) / 2 + log_det_N) / channels
     torch.testing.assert_close(decoder(fibres_NC, condition_ND), expected, rtol=1e-6, atol=1e-6)
+
+
+# Levels of stride 8, 16 and 32 of tf_efficientnet_lite0 and efficientnet_b0, resnet18, wide_resnet50_2,
+# mobilenetv3_large_100 and convnext_tiny.
+LEVELS = sorted({40, 112, 320} | {128, 256, 512} | {512, 1024, 2048} | {40, 112, 960} | {192, 384, 768})
+
+
+@pytest.mark.parametrize("condition_channels", [0, 128])
+@pytest.mark.parametrize("channels", [2, 3, *LEVELS])
+def test_the_shapes_of_a_state_are_known_without_a_decoder(channels: int, condition_channels: int) -> None:
+    config = FlowConfig(blocks=2, condition_channels=condition_channels)
+    decoder = Decoder(channels, config)
+    found = {name: tuple(tensor.shape) for name, tensor in decoder.state().items()}
+    assert found == state_shapes(channels, config)
+    assert decoder.blocks[0].splits == [*halves(channels)]
+
+
+@pytest.mark.parametrize("channels", LEVELS)
+def test_every_encoders_levels_have_finite_likelihoods(channels: int) -> None:
+    fibres_NC, condition_ND = (tensor.float() for tensor in fibres_and_condition(3, channels, 128))
+    likelihood_N = Decoder(channels, FlowConfig(blocks=2))(fibres_NC, condition_ND)
+    assert likelihood_N.shape == (3,)
+    assert torch.isfinite(likelihood_N).all()
 
 
 def test_official_defaults_are_ours() -> None:
