@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from cflow_ray.config import CalibrateConfig
 from cflow_ray.data.datasets import read_data_set
 from cflow_ray.data.normals import CategoryImages
-from cflow_ray.data.samples import Sample
+from cflow_ray.data.samples import DataSet, Sample
 from cflow_ray.data.scratch import FeatureCache
 from cflow_ray.errors import CheckpointError, DataError
 from cflow_ray.model.calibration import calibrated
@@ -75,7 +75,7 @@ def calibrate(config: CalibrateConfig, watch: Watch = lambda done, total: None) 
         smallest_target=fitted.calibration.smallest_target,
         target_fpr=target,
         threshold=fitted.calibration.threshold(target),
-        notes=(*images.unreadable, *fitted.calibration.shortfall(target)),
+        notes=(*images.unreadable, fitted.calibration.support(target), *_familiar(manifest, data)),
     )
 
 
@@ -91,6 +91,15 @@ def _version(registry: Registry, config: CalibrateConfig) -> str:
         )
     newest = versions[-1]
     return registry.best(config.category) if registry.manifest(config.category, newest).is_calibrated else newest
+
+
+def _familiar(manifest: Manifest, data: DataSet) -> tuple[str, ...]:
+    """Whether the weights were fitted on these very images, as far as the manifest knows."""
+    if not manifest.data_digest or manifest.data_digest != data.digest(manifest.category, data.root.sizes()):
+        return ()
+    return (
+        "the weights were fitted on these images, so new ones will score higher; calibrate on images of their own.",
+    )
 
 
 def _calibrated(

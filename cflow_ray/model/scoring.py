@@ -48,13 +48,14 @@ class Calibration:
         """The smallest false-alarm rate these scores can promise."""
         return 1 / (len(self.scores) + 1)
 
-    def shortfall(self, target_fpr: float) -> tuple[str, ...]:
-        """For people, why these scores cannot promise a false-alarm rate; empty where they can."""
+    def support(self, target_fpr: float) -> str:
+        """For people, which false-alarm rates these scores can promise, and whether the target is among them."""
+        rates = f"{len(self.scores)} calibration images support false-alarm rates down to {self.smallest_target:.3f}"
         if self.smallest_target <= target_fpr:
-            return ()
+            return f"{rates}."
         return (
-            f"{len(self.scores)} calibration images support false-alarm rates down to {self.smallest_target:.3f}; at the "
-            f"target of {target_fpr:g} nothing will be called an anomaly. Add normal images or raise target_fpr.",
+            f"{rates}; at the target of {target_fpr:g} nothing will be called an anomaly. "
+            "Add normal images or raise target_fpr."
         )
 
     @classmethod

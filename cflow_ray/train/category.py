@@ -131,7 +131,7 @@ class _Fit:
             version=version,
             metrics=metrics,
             seconds=seconds,
-            notes=(*self._images.unreadable, *detector.calibration.shortfall(detector.config.target_fpr)),
+            notes=(*self._images.unreadable, detector.calibration.support(detector.config.target_fpr)),
         )
 
     def _encoded(self, normals: Iterable[Sample]) -> Features:
