@@ -8,8 +8,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from cflow_ray.config import DetectorConfig
-from cflow_ray.errors import ConfigError
-from cflow_ray.model.partition import split_normals
+from cflow_ray.errors import ConfigError, DataError
+from cflow_ray.model.partition import cross_normals, halve_normals, is_cross, split_normals
 
 
 @settings(deadline=None)
@@ -52,3 +52,72 @@ def test_the_split_is_drawn_not_in_order_and_follows_the_seed() -> None:
     assert splits[0] == splits[1]
     assert splits[0] != splits[2]
     assert splits[0].train != tuple(range(12, 40))
+
+
+# folds
+
+
+@settings(deadline=None)
+@given(
+    count=st.integers(8, 300),
+    folds=st.integers(2, 20),
+    selection=st.floats(0.01, 0.9),
+    seed=st.integers(0, 2**32),
+)
+def test_folds_cover_every_image_once_and_no_image_is_in_two_parts(
+    count: int, folds: int, selection: float, seed: int
+) -> None:
+    config = DetectorConfig(folds=folds, selection_fraction=selection)
+    splits = cross_normals(count, config, torch.Generator().manual_seed(seed))
+    assert len(splits) == min(folds, count) + 1
+    everyone = list(range(count))
+    assert sorted(image for split in splits for image in split.calibration) == everyone
+    sizes = [len(split.calibration) for split in splits[:-1]]
+    assert max(sizes) - min(sizes) <= 1
+    for split in splits:
+        assert sorted(split.train + split.selection + split.calibration) == everyone
+        assert min(len(split.train), len(split.selection)) >= 1
+
+
+def test_the_last_split_is_the_final_models_and_calibrates_none() -> None:
+    *folds, final = cross_normals(50, DetectorConfig(), torch.Generator().manual_seed(0))
+    assert final.calibration == ()
+    assert (len(final.train), len(final.selection)) == (45, 5)
+    assert [len(split.calibration) for split in folds] == [10] * 5
+
+
+def test_folds_are_drawn_and_follow_the_seed() -> None:
+    first, again, other = (cross_normals(40, DetectorConfig(), torch.Generator().manual_seed(s)) for s in (1, 1, 2))
+    assert first == again
+    assert first != other
+    assert first[0].calibration not in (tuple(range(8)), tuple(range(0, 40, 5)))
+
+
+def test_folds_that_leave_none_to_train_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"selection_fraction 0\.99 leaves none of 8 normal"):
+        cross_normals(10, DetectorConfig(selection_fraction=0.99), torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("count", [0, 1, 7])
+def test_neither_folds_nor_halves_are_made_of_fewer_than_eight(count: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    with pytest.raises(DataError, match=rf"{count} normal.*at least 8"):
+        cross_normals(count, DetectorConfig(), generator)
+    with pytest.raises(DataError, match=rf"{count} normal.*at least 8"):
+        halve_normals(count, generator)
+
+
+@given(count=st.integers(8, 300), seed=st.integers(0, 2**32))
+def test_halves_train_none_and_the_odd_image_calibrates(count: int, seed: int) -> None:
+    split = halve_normals(count, torch.Generator().manual_seed(seed))
+    assert split.train == ()
+    assert sorted(split.selection + split.calibration) == list(range(count))
+    assert len(split.calibration) - len(split.selection) == count % 2
+
+
+@pytest.mark.parametrize(
+    ("calibration", "count", "cross"),
+    [("auto", 8, True), ("auto", 199, True), ("auto", 200, False), ("cross", 1000, True), ("split", 8, False)],
+)
+def test_auto_fits_folds_below_200_images(calibration: str, count: int, cross: bool) -> None:
+    assert is_cross(count, DetectorConfig(calibration=calibration)) is cross
