@@ -427,7 +427,10 @@ def models_import(out: _Output, config_file: str | None, **flags: Any) -> None:
         f"{imported.category}: {imported.version} from {imported.program}, {imported.encoder} at "
         f"{imported.input_size[0]} x {imported.input_size[1]}; not calibrated yet"
     )
-    then = f"next: cflow-ray models calibrate {imported.category} {imported.version} --data URI --registry {config.registry}"
+    then = (
+        "next, with images that it was not trained on: "
+        f"cflow-ray models calibrate {imported.category} {imported.version} --data URI --registry {config.registry}"
+    )
     out(asdict(imported), text, *imported.notes, then)
 
 

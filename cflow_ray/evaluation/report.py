@@ -88,7 +88,7 @@ def versions_table(versions: Sequence[Version]) -> Table:
     for version in versions:
         manifest = version.manifest
         figures = (figure(manifest.metrics.get(name)) for name in ("image_auroc", "pixel_auroc"))
-        best = "best" if version.promoted else ""
+        best = "best" if version.promoted else "" if manifest.is_calibrated else "not calibrated"
         images = str(manifest.training_images)
         table.add_row(version.category, version.version, best, manifest.created, *figures, images)
     return table

@@ -51,6 +51,8 @@ def import_checkpoint(config: ImportConfig) -> Imported:
     folder, name = split_uri(config.file)
     foreign = parse_foreign(Storage(folder, config.storage_options).read(name), config.file)
     if config.later_freia:
+        if foreign.program != "official":
+            raise ConfigError(f"{config.file} is anomalib's, which has a FrEIA of its own; leave --later-freia out.")
         foreign = of_later_freia(foreign)
     detector = config.resolved(foreign.assumed, {**foreign.named, "flow": foreign.flow.model_dump()})
     _check_fit(foreign, detector, config.file)
