@@ -99,7 +99,7 @@ def descend(
     optimiser = torch.optim.Adam([p for p in decoder.parameters() if p.requires_grad], lr=schedule.rate, fused=True)
     for step in range(schedule.steps):
         _set_rate(optimiser, schedule.rate_at(step))
-        fibres_tpC, condition_pD = fibres.draw(schedule.fibres, generator)
+        fibres_tpC, condition_pD = fibres.draw(schedule.fibres, generator, schedule.positions)
         likelihood_tp = grouped_likelihood(decoder, fibres_tpC, condition_pD, precision)
         yield step + 1, _step(optimiser, likelihood_tp)
 

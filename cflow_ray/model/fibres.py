@@ -12,8 +12,6 @@ from cflow_ray.model.position import position_encoding
 
 # Shapes: T tiles (an image that is not cut is one tile), P = h * w positions, C channels, D condition channels.
 
-_POSITIONS_OF_A_DRAW = 64
-
 
 class Fibres:
     """Some tiles of a level at the positions that count, with every position's condition (P, D)."""
@@ -36,9 +34,7 @@ class Fibres:
         """C."""
         return self._level.channels
 
-    def draw(
-        self, count: int, generator: torch.Generator, positions: int = _POSITIONS_OF_A_DRAW
-    ) -> tuple[Tensor, Tensor]:
+    def draw(self, count: int, generator: torch.Generator, positions: int) -> tuple[Tensor, Tensor]:
         """About `count` fibres (t, p, C), at p random positions of t random tiles, and the condition (p, D)."""
         at_P = self._positions[torch.randperm(len(self._positions), generator=generator)[:positions]]
         of_T = torch.randperm(len(self._tiles), generator=generator)[: max(1, count // len(at_P))].tolist()

@@ -29,7 +29,7 @@ def test_a_draw_holds_distinct_fibres_with_their_conditions(images: int, side: i
     fibres = fibres_of(numbered(images, side, side))
     assert len(fibres) == images * side * side
     for drawn, condition_pD in (
-        fibres.draw(count, torch.Generator().manual_seed(seed)),
+        fibres.draw(count, torch.Generator().manual_seed(seed), positions=64),
         fibres.spread(count, torch.Generator().manual_seed(seed)),
     ):
         image, place = drawn.long().unbind(2)
@@ -68,7 +68,7 @@ def test_only_positions_inside_the_region_are_drawn(sides: tuple[int, int], insi
 def test_fibres_are_those_of_the_tiles_that_were_chosen():
     level = Features.of_pyramid([numbered(6, 2, 3)], (64, 64)).levels[0]
     fibres = Fibres(level, [4, 1], 8)
-    drawn, _ = fibres.draw(1000, torch.Generator().manual_seed(0))
+    drawn, _ = fibres.draw(1000, torch.Generator().manual_seed(0), positions=64)
     assert sorted(drawn[:, 0, 0].tolist()) == [1, 4]
     assert {tile for batch in fibres.batches(1, torch.Generator().manual_seed(0)) for tile in batch} == {1, 4}
 
@@ -102,7 +102,7 @@ def test_the_generator_decides_the_order_of_everything():
 
     def orders(seed: int) -> list[object]:
         generator = torch.Generator().manual_seed(seed)
-        draws = [fibres.draw(50, generator)[0], *(rows for rows, _ in fibres.shuffled(range(9), 20, generator))]
+        draws = [fibres.draw(50, generator, positions=64)[0], *(rows for rows, _ in fibres.shuffled(range(9), 20, generator))]
         return [fibres.batches(2, generator), torch.cat([rows.flatten() for rows in draws]).tolist()]
 
     assert orders(0) == orders(0)
