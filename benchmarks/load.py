@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from argparse import Namespace
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from benchmarks.images import gather
 from benchmarks.options import parse, parser
+from benchmarks.prepared import SMALL_FIT
 from benchmarks.report import publish, significant
 from benchmarks.sides import OURS, run_side
 
@@ -32,7 +34,7 @@ def _large_registry(work: Path, network: str, options: Namespace) -> dict[str, s
     images = gather(work, train=24, test=0, data=options.data)
     weights = str(work / "network.safetensors")
     run_side(OURS, "ours.untrained", options.threads, name=network, path=weights)
-    detector = {"encoder": {"name": network, "weights": weights}, "input_size": 64, "recipe": "fast"}
+    detector = {"encoder": {"name": network, "weights": weights}, "input_size": 64, **SMALL_FIT}
     place = {"registry": str(work / "registry"), "category": images.category}
     run_side(OURS, "ours.fitting", options.threads, root=str(images.root), detector=detector, **place)
     return place
@@ -48,6 +50,7 @@ def _result(rounds: list[dict[str, Any]], peer: dict[str, Any], network: str) ->
         "unit": "CPU-s",
         "conditions": {
             "peer": f"FrEIA blocks with permute_soft=True; one block a level built, times {_BLOCKS}",
+            "scipy": version("scipy"),
             "ours": "Registry.detector from local disk, in the page cache",
             "network": network,
             "detector_mb": rounds[0]["mb"],

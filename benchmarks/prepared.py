@@ -12,6 +12,7 @@ from benchmarks.sides import OURS, run_side
 
 BATCH = 32
 _SCORED, _SCORED_QUICKLY = 96, 8
+SMALL_FIT = {"recipe": "fast", "calibration": "split"}
 _TRAIN = 24  # a detector's speed and size do not depend on what it was fitted from
 
 
@@ -30,7 +31,7 @@ def prepare(work: Path, options: Namespace) -> Prepared:
     images = gather(work, train=_TRAIN, test=3 if options.quick else 20, data=options.data)
     place = {"category": images.category, "registry": str(work / "registry")}
     root = str(images.root)
-    run_side(OURS, "ours.fitting", options.threads, root=root, detector={"recipe": "fast"}, **place)
+    run_side(OURS, "ours.fitting", options.threads, root=root, detector=SMALL_FIT, **place)
     encoder = run_side(OURS, "ours.weights", options.threads, path=str(work / "encoder.pt"))
     files = images.files("test", _SCORED_QUICKLY if options.quick else _SCORED)
     shared = {"root": root, "files": files, "batch": min(BATCH, len(files))}

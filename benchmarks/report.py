@@ -19,7 +19,10 @@ RESULTS = Path(__file__).parent / "results"
 KEYS = ("name", "ours", "peer", "ratio", "unit", "conditions")
 """What the last line of stdout holds; `ratio` above 1 means better than the peer."""
 
-_PACKAGES = ("torch", "torchvision", "timm", "FrEIA", "numpy", "lightning", "anomalib", "openvino", "onnxruntime")
+_PACKAGES = (
+    *("torch", "torchvision", "timm", "FrEIA", "numpy", "scipy"),
+    *("lightning", "anomalib", "openvino", "onnxruntime"),
+)
 
 
 def publish(result: dict[str, Any], options: Namespace, detail: dict[str, Any]) -> None:

@@ -14,22 +14,25 @@ from benchmarks.report import KEYS
 
 CHECKOUT = Path(__file__).parents[1]
 FOLDER = CHECKOUT / "benchmarks"
-RESULTS = sorted((FOLDER / "results").glob("*.json"))
+TARGETS = re.findall(r"make bench-([a-z]+)` \|", (FOLDER / "README.md").read_text(encoding="utf-8"))
 
 
 def test_every_command_of_the_benchmarks_is_a_target_with_a_module():
     shown = subprocess.run(["make", "help"], cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout
-    targets = {line.split()[0] for line in shown.splitlines() if line.startswith("bench-")}
-    named = set(re.findall(r"make (bench-[a-z]+)", (FOLDER / "README.md").read_text(encoding="utf-8")))
-    assert named == targets
-    assert all((FOLDER / f"{target.removeprefix('bench-')}.py").is_file() for target in targets - {"bench-peer"})
+    assert {"fit", "score", "encoder", "memory", "load"} <= set(TARGETS)
+    for name in TARGETS:
+        assert f"bench-{name} " in shown
+        assert (FOLDER / f"{name}.py").is_file()
 
 
-@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
-def test_a_kept_result_says_what_it_was_measured_on(path: Path):
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_kept_result_says_what_it_was_measured_on(name: str):
+    path = FOLDER / "results" / f"{name}.json"
+    if not path.is_file():
+        pytest.skip(f"no kept result of {name}")
     result = json.loads(path.read_text(encoding="utf-8"))
     assert {*KEYS, "machine", "versions", "commit", "command", "detail"} <= result.keys()
-    assert result["name"] == path.stem
+    assert result["name"] == name
     assert not result["conditions"]["quick"]
 
 

@@ -14,7 +14,7 @@ _BATCH = 32
 def measure(root: str, scoring: dict[str, Any]) -> dict[str, float]:
     """Image and pixel AUROC at the detector's input size."""
     scorer = Scorer(**scoring)
-    truth = Truth(root, scoring["category"], scorer.manifest.detector.input_size)
+    truth = Truth(root, scoring["category"], scorer.manifest.detector.size[0])
     found = scorer.findings(scorer.images(root, truth.files), _BATCH)
     findings = dict(zip(truth.files, found, strict=True))
     return truth.aurocs(

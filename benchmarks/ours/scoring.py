@@ -27,7 +27,7 @@ class Scorer:
     def images(self, root: str, files: Iterable[str]) -> Iterator[Tensor]:
         """Decoded images (3, H, W) at the input size, a few read ahead."""
         samples = (Sample(file, "", TEST, None) for file in files)
-        for _, image in load_images(Storage(root), samples, self.manifest.detector.input_size):
+        for _, image in load_images(Storage(root), samples, self.manifest.detector.input):
             assert isinstance(image, PreparedImage), image
             yield image.pixels_3HW
 
