@@ -455,8 +455,8 @@ def models_calibrate(out: _Output, config_file: str | None, **flags: Any) -> Non
     with ProgressBoard("calibrating") as board:
         found = calibrate(config, lambda done, total: board.update("images", done, total))
     text = (
-        f"{found.category}: {found.version} has the weights of {found.calibrated}, calibrated on {found.images} images, and "
-        f"is promoted; it supports false-alarm rates down to {found.smallest_target:.3f} (target {found.target_fpr:g})"
+        f"{found.category}: {found.version} has the weights of {found.calibrated} and a calibration on {found.images} "
+        "images; it is promoted"
     )
     out(asdict(found), text, *found.notes)
 

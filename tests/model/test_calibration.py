@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 from itertools import islice
 
@@ -13,12 +14,18 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
-from cflow_ray.config import DetectorConfig, FlowConfig
+from cflow_ray.config import DetectorConfig, EncoderConfig, FlowConfig
 from cflow_ray.data.synthetic import normal_images
+from cflow_ray.errors import DataError
+from cflow_ray.model.calibration import calibrated
 from cflow_ray.model.encoder import Encoder
 from cflow_ray.model.features import Features, encode
+from cflow_ray.model.fitted import Fitted
 from cflow_ray.model.fitting import fit_detector, image_scores_of
+from cflow_ray.model.flow import Decoder
+from cflow_ray.model.scoring import Calibration
 from cflow_ray.model.tiling import Layout
+from tests.model.conftest import MakeDecoder
 
 SIDE = 64
 FRESH = 1000
@@ -79,3 +86,79 @@ def assert_uniform(p_values: NDArray[np.float64], calibration: int) -> None:
     for target in (0.1, 0.25, 0.5, 0.75, 0.9):
         low, high = band(calibration, target)
         assert low <= int((p_values <= target).sum()) <= high
+
+
+# -- weights that are fixed
+
+
+def drawn_features(images: int, seed: int = 0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(images, channels, side, side, generator=generator) for channels, side in ((5, 8), (6, 4))]
+
+
+def drawn_fitted(make_decoder: MakeDecoder) -> Fitted:
+    two_levels = DetectorConfig(
+        encoder=EncoderConfig(strides=(8, 16)),
+        flow=FlowConfig(blocks=3, condition_channels=8),
+        input_size=64,
+        top_fraction=1.0,  # the highest pixels of drawn features are all near 1
+    )
+    return Fitted(two_levels, (make_decoder(5), make_decoder(6)), Calibration((), ()))
+
+
+def test_one_half_of_the_images_gives_the_peaks_and_the_other_the_scores(make_decoder: MakeDecoder) -> None:
+    """Make one image at a time the likeliest there is: either the peaks move, or exactly one score does, downwards."""
+    config, generator, count = drawn_fitted(make_decoder).config, torch.Generator().manual_seed(0), 9
+    like_gaussians = tuple(Decoder(channels, config.flow, generator) for channels in (5, 6))
+    fitted = Fitted(config, like_gaussians, Calibration((), ()))
+    pyramid = drawn_features(count)
+    before = calibrated(fitted, Features.of_pyramid(pyramid, (64, 64)), seed=3).calibration
+    assert len(before.peaks) == 2
+    assert len(before.scores) == 5
+    select, score = 0, 0
+    for image in range(count):
+        changed = [level.clone() for level in pyramid]
+        for level in changed:
+            level[image] = 0
+        after = calibrated(fitted, Features.of_pyramid(changed, (64, 64)), seed=3).calibration
+        if after.peaks != before.peaks:
+            select += 1
+        else:
+            score += 1
+            assert len(set(before.scores) & set(after.scores)) == 4
+            assert sum(after.scores) < sum(before.scores) - 0.1
+    assert (select, score) == (4, 5)
+
+
+def test_peaks_lie_where_few_likelihoods_of_the_selecting_half_exceed_them(make_decoder: MakeDecoder) -> None:
+    fitted = drawn_fitted(make_decoder)
+    pyramid = drawn_features(400)
+    found = calibrated(fitted, Features.of_pyramid(pyramid, (64, 64)), seed=0)
+    for likelihood, peak in zip(found.detector().likelihoods(pyramid), found.calibration.peaks, strict=True):
+        assert 0.005 < (likelihood > peak).float().mean() < 0.015
+
+
+def test_the_seed_draws_the_halves_and_nothing_else_matters(make_decoder: MakeDecoder) -> None:
+    fitted, features = drawn_fitted(make_decoder), Features.of_pyramid(drawn_features(12), (64, 64))
+    first, again, other = (calibrated(fitted, features, seed).calibration for seed in (0, 0, 1))
+    assert first == again != other
+    before = calibrated(fitted, features, 0)
+    assert calibrated(before, features, 0).calibration == before.calibration  # the old calibration leaves no trace
+
+
+def test_a_region_outside_which_nothing_counts_stays_in_force(make_decoder: MakeDecoder) -> None:
+    region_HW = torch.zeros(64, 64, dtype=torch.bool)
+    region_HW[:, :32] = True
+    fitted, pyramid = replace(drawn_fitted(make_decoder), region_HW=region_HW), drawn_features(12)
+    changed = [level.clone() for level in pyramid]
+    for level in changed:
+        level[..., level.shape[3] // 2 + 1 :] *= 30
+    found, other = (calibrated(fitted, Features.of_pyramid(maps, (64, 64)), 0) for maps in (pyramid, changed))
+    assert found.calibration.peaks == other.calibration.peaks
+
+
+@pytest.mark.parametrize("count", [1, 7])
+def test_too_few_images_to_calibrate_are_refused(make_decoder: MakeDecoder, count: int) -> None:
+    features = Features.of_pyramid(drawn_features(count), (64, 64))
+    with pytest.raises(DataError, match=rf"{count} normal .*at least 8"):
+        calibrated(drawn_fitted(make_decoder), features, 0)
