@@ -1,249 +1,44 @@
-"""A bank scores every image as if it were alone, with as few encoder passes and loads as there are reasons for."""
+"""A detector's maps and scores: what every setting does to them, and that nothing outside a region counts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import pytest
+import scipy.ndimage
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from cflow_ray.config import DetectorConfig, EncoderConfig, FlowConfig
-from cflow_ray.errors import CheckpointError
-from cflow_ray.model.bank import DetectorBank
-from cflow_ray.model.detector import Detector, Finding
-from cflow_ray.model.encoder import Encoder
+from cflow_ray.model.detector import Detector, inside
 from cflow_ray.model.flow import Decoder
 from cflow_ray.model.folded import FoldedDecoder
-from cflow_ray.model.initialisation import initialise_from_data
 from cflow_ray.model.position import position_encoding
 from cflow_ray.model.scoring import Calibration
+from cflow_ray.model.tiling import Layout
 
 FLOW = FlowConfig(blocks=2, condition_channels=8)
-SIDES = {"cat": 64, "cup": 64, "rocket": 96, "tile": 96, "screw": 64}
+CHANNELS = (5, 6)
+WHOLE = Layout((64, 96), (64, 96), ((0, 0),))
 
 
-def make_detector(encoder: Encoder, normals: Tensor, side: int, seed: int, digest: str = "weights") -> Detector:
-    """A detector that is the Gaussian of some images' features: cheap, and different for every seed."""
-    generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(len(normals), generator=generator)[:6]
-    pyramid = encoder(resized(normals[chosen], side))
-    decoders = []
-    for level in pyramid:
-        decoder = Decoder(level.shape[1], FLOW, generator)
-        initialise_from_data(decoder, level.permute(0, 2, 3, 1).flatten(0, 2))
-        decoders.append(FoldedDecoder.of(decoder))
-    peaks = [float(decoder(level).max()) for decoder, level in zip(decoders, pyramid, strict=True)]
-    config = DetectorConfig(encoder=encoder.config, flow=FLOW, input_size=side)
-    return Detector(config, decoders, Calibration.of(peaks, [0.1, 0.2]), digest)
-
-
-def resized(images_B3HW: Tensor, side: int) -> Tensor:
-    return functional.interpolate(images_B3HW.float(), (side, side), mode="bilinear").round().byte()
-
-
-@pytest.fixture(scope="module")
-def encoder(lite0_state: dict[str, Tensor]) -> Encoder:
-    """The real network up to stride 16."""
-    return Encoder(EncoderConfig(strides=(8, 16)), lite0_state)
-
-
-@pytest.fixture(scope="module")
-def detectors(encoder: Encoder, photographs: Tensor) -> dict[str, Detector]:
-    return {
-        name: make_detector(encoder, photographs, side, seed) for seed, (name, side) in enumerate(sorted(SIDES.items()))
-    }
-
-
-class Loads:
-    """Loaders that hand out what is there and write down what they were asked for."""
-
-    def __init__(self, detectors: dict[str, Detector], encoder: Encoder) -> None:
-        self._detectors = detectors
-        self._encoder = encoder
-        self.detectors: list[str] = []
-        self.encoders: list[tuple[EncoderConfig, str]] = []
-
-    def detector(self, key: str) -> Detector:
-        self.detectors.append(key)
-        if key not in self._detectors:
-            raise CheckpointError(f"no checkpoint for {key!r}")
-        return self._detectors[key]
-
-    def encoder(self, config: EncoderConfig, digest: str) -> Encoder:
-        self.encoders.append((config, digest))
-        return self._encoder
-
-    def bank(self, capacity_bytes: int = 2**31) -> DetectorBank[str]:
-        return DetectorBank(self.detector, self.encoder, capacity_bytes)
-
-
-@pytest.fixture
-def loads(detectors: dict[str, Detector], encoder: Encoder) -> Loads:
-    return Loads(detectors, encoder)
-
-
-@pytest.fixture
-def passes(encoder: Encoder) -> Iterator[list[int]]:
-    """Images of every call of the encoder."""
-    seen: list[int] = []
-    handle = encoder.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
-    yield seen
-    handle.remove()
-
-
-@pytest.fixture(scope="module")
-def mixed(photographs: Tensor) -> tuple[list[Tensor], list[str]]:
-    """Nine images of three categories and two sizes, in no order."""
-    keys = ["cat", "rocket", "cat", "cup", "rocket", "cup", "cat", "rocket", "cat"]
-    images = [resized(photographs[[i]], SIDES[key])[0] for i, key in enumerate(keys)]
-    return images, keys
-
-
-def assert_same(findings: list[Finding], expected: list[Finding], tolerance: float = 1e-5) -> None:
-    assert len(findings) == len(expected)
-    for finding, other in zip(findings, expected, strict=True):
-        assert abs(finding.score - other.score) <= tolerance
-        assert finding.map_HW.shape == other.map_HW.shape
-        assert np.abs(finding.map_HW - other.map_HW).max() <= tolerance
-
-
-@pytest.fixture(scope="module")
-def alone(detectors: dict[str, Detector], encoder: Encoder, mixed: tuple[list[Tensor], list[str]]) -> list[Finding]:
-    """What encoder and detector say of each image by itself."""
-    found = []
-    for image, key in zip(*mixed, strict=True):
-        (map_HW,) = detectors[key].maps(encoder(image[None]))
-        found.append(Finding(detectors[key].score(map_HW), map_HW.numpy()))
-    return found
-
-
-@pytest.mark.parametrize("size", [1, 2, 5, 9])
-def test_a_mixed_batch_gives_each_image_the_answer_it_has_alone_in_order(
-    loads: Loads, mixed: tuple[list[Tensor], list[str]], alone: list[Finding], size: int
-) -> None:
-    images, keys = mixed
-    bank = loads.bank()
-    batches = [slice(first, first + size) for first in range(0, len(images), size)]
-    assert_same([finding for batch in batches for finding in bank.score_batch(images[batch], keys[batch])], alone)
-
-
-def test_findings_are_scores_and_maps_in_range_at_the_detectors_size(
-    loads: Loads, mixed: tuple[list[Tensor], list[str]]
-) -> None:
-    images, keys = mixed
-    findings = loads.bank().score_batch(images, keys)
-    scores = [finding.score for finding in findings]
-    assert np.ptp(scores) > 0.05  # the images differ, so that a mix-up shows in the test above
-    assert all(0 <= score < 1 for score in scores)
-    assert all(finding.map_HW.dtype == np.float32 for finding in findings)
-    assert all(finding.map_HW.min() >= 0 and finding.map_HW.max() < 1 for finding in findings)
-    assert [finding.map_HW.shape for finding in findings] == [(SIDES[key], SIDES[key]) for key in keys]
-
-
-def test_the_detector_decides_the_score(loads: Loads, photographs: Tensor) -> None:
-    cat, cup, screw = loads.bank().score_batch([photographs[3]] * 3, ["cat", "cup", "screw"])
-    assert len({cat.score, cup.score, screw.score}) == 3
-
-
-def test_categories_that_share_encoder_and_size_share_a_pass(
-    loads: Loads, mixed: tuple[list[Tensor], list[str]], passes: list[int]
-) -> None:
-    images, keys = mixed
-    loads.bank().score_batch(images, keys)
-    assert sorted(passes) == sorted(
-        [sum(SIDES[key] == side for key in keys) for side in (64, 96)]  # one pass a size
+def make_detector(region_HW: Tensor | None = None, **changes: object) -> Detector:
+    """Two levels at 64 x 96 pixels with drawn weights."""
+    config = DetectorConfig(
+        **{"encoder": EncoderConfig(strides=(8, 16)), "flow": FLOW, "input_size": (64, 96)} | changes
     )
-    assert len(loads.encoders) == 1
+    decoders = [Decoder(C, config.flow, torch.Generator().manual_seed(C)) for C in CHANNELS]
+    folded = [FoldedDecoder.of(decoder) for decoder in decoders]
+    return Detector(config, folded, Calibration.of([-1.2, -1.3], [0.1, 0.2]), region_HW=region_HW)
 
 
-def test_other_weights_are_another_encoder(
-    detectors: dict[str, Detector], encoder: Encoder, photographs: Tensor, passes: list[int]
-) -> None:
-    other = make_detector(encoder, photographs, 64, seed=9, digest="other weights")
-    passes.clear()
-    loads = Loads({**detectors, "other": other}, encoder)
-    loads.bank().score_batch([photographs[0], photographs[1]], ["cat", "other"])
-    assert passes == [1, 1]
-    assert loads.encoders == [(encoder.config, "weights"), (encoder.config, "other weights")]
+def pyramid(images: int = 2, seed: int = 0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        torch.randn(images, C, *size, generator=generator) for C, size in zip(CHANNELS, ((8, 12), (4, 6)), strict=True)
+    ]
 
 
-def test_everything_is_loaded_once(loads: Loads, mixed: tuple[list[Tensor], list[str]]) -> None:
-    images, keys = mixed
-    bank = loads.bank()
-    for _ in range(3):
-        bank.score_batch(images, keys)
-    assert sorted(loads.detectors) == ["cat", "cup", "rocket"]
-    assert len(loads.encoders) == 1
-
-
-def test_an_empty_batch_loads_nothing(loads: Loads) -> None:
-    assert loads.bank().score_batch([], []) == []
-    assert loads.detectors == []
-    assert loads.encoders == []
-
-
-def test_the_least_recently_used_detector_leaves_first(encoder: Encoder, photographs: Tensor) -> None:
-    alike = {key: make_detector(encoder, photographs, 64, seed) for seed, key in enumerate(SIDES)}
-    (size,) = {detector.bytes for detector in alike.values()}
-    loads = Loads(alike, encoder)
-    bank = loads.bank(capacity_bytes=3 * size)
-    for key in ("cat", "cup", "screw"):
-        bank.detector(key)
-    assert bank.loaded == ["cat", "cup", "screw"]
-    bank.detector("cat")
-    bank.detector("tile")
-    assert bank.loaded == ["screw", "cat", "tile"]
-    assert bank.bytes == 3 * size
-    bank.detector("cup")
-    assert bank.loaded == ["cat", "tile", "cup"]
-    assert loads.detectors == ["cat", "cup", "screw", "tile", "cup"]
-
-
-def test_a_detector_larger_than_the_capacity_still_works(loads: Loads, photographs: Tensor) -> None:
-    bank = loads.bank(capacity_bytes=1)
-    for key in ("cat", "cup", "cat"):
-        bank.score_batch([photographs[0]], [key])
-        assert bank.loaded == [key]
-    assert loads.detectors == ["cat", "cup", "cat"]
-
-
-def test_a_batch_of_more_categories_than_fit_is_still_right(
-    loads: Loads, mixed: tuple[list[Tensor], list[str]]
-) -> None:
-    images, keys = mixed
-    small = loads.bank(capacity_bytes=1)
-    assert_same(small.score_batch(images, keys), loads.bank().score_batch(images, keys), tolerance=0)
-    assert len(small.loaded) == 1
-
-
-def test_a_detector_that_cannot_be_loaded_raises_and_leaves_no_trace(loads: Loads, photographs: Tensor) -> None:
-    bank = loads.bank()
-    before = bank.score_batch([photographs[0]], ["cat"])
-    for _ in range(2):
-        with pytest.raises(CheckpointError, match="zippr"):
-            bank.score_batch([photographs[0], photographs[1]], ["cat", "zippr"])
-    assert bank.loaded == ["cat"]
-    assert_same(bank.score_batch([photographs[0]], ["cat"]), before, tolerance=0)
-
-
-def test_threads_get_the_answers_of_one_thread_and_load_once(
-    loads: Loads, mixed: tuple[list[Tensor], list[str]]
-) -> None:
-    images, keys = mixed
-    expected = loads.bank().score_batch(images, keys)
-    loads.detectors.clear()
-    bank = loads.bank(capacity_bytes=2**31)
-    with ThreadPoolExecutor(4) as pool:
-        for findings in pool.map(lambda _: bank.score_batch(images, keys), range(4)):
-            assert_same(findings, expected)
-    assert sorted(loads.detectors) == ["cat", "cup", "rocket"]
-
-
-def test_a_likelihood_belongs_to_its_location(encoder: Encoder) -> None:
+def test_a_likelihood_belongs_to_its_location() -> None:
     """On a map that is not square: (b, i, j) is the fibre there under the condition of row i and column j."""
     generator = torch.Generator().manual_seed(0)
     decoder = Decoder(5, FLOW, generator).requires_grad_(False)
@@ -258,22 +53,131 @@ def test_a_likelihood_belongs_to_its_location(encoder: Encoder) -> None:
                 torch.testing.assert_close(likelihood_Bhw[b, i, j], alone[0], rtol=1e-5, atol=1e-6)
 
 
-def test_a_detector_is_frozen_and_knows_its_size(encoder: Encoder) -> None:
-    decoders = [Decoder(channels, FLOW, torch.Generator().manual_seed(channels)) for channels in encoder.channels]
-    config = DetectorConfig(encoder=encoder.config, flow=FLOW, input_size=64)
-    detector = Detector(config, [FoldedDecoder.of(decoder) for decoder in decoders], Calibration.of([0.0, 0.0], []))
+def test_a_detector_is_frozen_and_knows_its_size() -> None:
+    detector = make_detector()
     assert not detector.training
     assert not any(tensor.requires_grad for tensor in (*detector.parameters(), *detector.buffers()))
     assert detector.bytes == sum(tensor.nbytes for tensor in detector.buffers())
-    pyramid = [torch.zeros(1, 40, 8, 8), torch.zeros(1, 112, 4, 4)]
     before = detector.bytes
     for _ in range(2):
-        detector.maps(pyramid)
+        detector.maps(pyramid())
         # of every block a bias a position and hidden unit, of which there are 2 (ceil(C / 2) + 8)
-        assert detector.bytes - before == 2 * 4 * (64 * 2 * (20 + 8) + 16 * 2 * (56 + 8))
+        assert detector.bytes - before == 2 * 4 * (96 * 2 * (3 + 8) + 24 * 2 * (3 + 8))
 
 
-def test_a_pyramid_of_other_levels_is_an_error(detectors: dict[str, Detector], encoder: Encoder) -> None:
-    pyramid = encoder(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+def test_a_pyramid_of_other_levels_is_an_error() -> None:
     with pytest.raises(ValueError, match="shorter"):
-        detectors["cat"].maps(pyramid[:1])
+        make_detector().maps(pyramid()[:1])
+
+
+# settings
+
+
+def test_levels_are_weighted_as_configured() -> None:
+    """Against the levels' own maps: each weighs its share, and one that weighs nothing does not matter."""
+    first, second = (make_detector(level_weights=weights).maps(pyramid()) for weights in ((1, 0), (0, 1)))
+    assert (first - second).abs().max() > 0.05
+    alike = make_detector().maps(pyramid())
+    torch.testing.assert_close(alike, (first + second) / 2, rtol=0, atol=1e-6)
+    torch.testing.assert_close(make_detector(level_weights=(7, 7)).maps(pyramid()), alike, rtol=0, atol=1e-6)
+    mixed = make_detector(level_weights=(1, 3)).maps(pyramid())
+    torch.testing.assert_close(mixed, 0.25 * first + 0.75 * second, rtol=0, atol=1e-6)
+    silent = pyramid()
+    silent[1] *= 100
+    assert torch.equal(make_detector(level_weights=(1, 0)).maps(silent), first)
+
+
+@pytest.mark.parametrize("sigma", [0.5, 2.0, 4.0, 30.0])
+def test_smoothing_is_scipys_gaussian_over_the_whole_map(sigma: float) -> None:
+    """A kernel wider than the map included; its border is repeated."""
+    detector = make_detector(smoothing=sigma)
+    maps_1HW = detector.maps(pyramid(1))
+    expected_HW = scipy.ndimage.gaussian_filter(maps_1HW[0].double().numpy(), sigma, mode="nearest", truncate=4)
+    smooth_HW = detector.whole(maps_1HW, WHOLE)
+    np.testing.assert_allclose(smooth_HW.numpy(), expected_HW, atol=1e-5)
+    assert smooth_HW.std() < maps_1HW.std()
+    assert torch.equal(make_detector().whole(maps_1HW, WHOLE), maps_1HW[0])
+
+
+def test_the_score_is_the_mean_of_the_configured_share_of_pixels() -> None:
+    (map_HW, _) = make_detector().maps(pyramid())
+    highest = np.sort(map_HW.double().numpy().ravel())[::-1]
+    for fraction, count in ((0.0, 1), (0.001, 7), (0.25, 1536), (1.0, 6144)):  # of 64 x 96
+        assert make_detector(top_fraction=fraction).score(map_HW) == pytest.approx(highest[:count].mean(), abs=1e-6)
+    assert make_detector(top_fraction=0).score(map_HW) == float(map_HW.max())
+
+
+def test_an_unconditional_detector_does_not_see_the_place() -> None:
+    features = pyramid(1)
+    turned = [level.flip(2, 3) for level in features]
+    for condition_channels, same in ((0, True), (8, False)):
+        detector = make_detector(flow=FlowConfig(blocks=2, condition_channels=condition_channels))
+        maps_1HW, turned_1HW = detector.maps(features), detector.maps(turned)
+        assert ((maps_1HW - turned_1HW.flip(1, 2)).abs().max() < 1e-5) == same
+
+
+def test_one_level_alone_is_a_detector_too() -> None:
+    config = DetectorConfig(encoder=EncoderConfig(strides=(16,)), flow=FLOW, input_size=(64, 96))
+    decoder = FoldedDecoder.of(Decoder(CHANNELS[1], FLOW, torch.Generator().manual_seed(CHANNELS[1])))
+    detector = Detector(config, [decoder], Calibration.of([-1.3], []))
+    torch.testing.assert_close(
+        detector.maps(pyramid()[1:]), make_detector(level_weights=(0, 1)).maps(pyramid()), rtol=0, atol=1e-6
+    )
+
+
+# the region of interest
+
+
+@pytest.fixture(scope="module")
+def disc() -> Tensor:
+    """A disc left of the middle."""
+    rows, columns = torch.meshgrid(torch.arange(64), torch.arange(96), indexing="ij")
+    return (rows - 30).square() + (columns - 25).square() < 18**2
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 3.0])
+@pytest.mark.parametrize("top_fraction", [0.0, 0.01, 1.0])
+def test_pixels_outside_the_region_cannot_change_the_score(disc: Tensor, smoothing: float, top_fraction: float) -> None:
+    detector = make_detector(disc, smoothing=smoothing, top_fraction=top_fraction)
+    maps_1HW = detector.maps(pyramid(1))
+    map_HW = detector.whole(maps_1HW, WHOLE)
+    assert torch.equal(map_HW[~disc], torch.zeros(int((~disc).sum())))
+    noise_HW = torch.rand(64, 96)
+    assert detector.score(torch.where(disc, map_HW, noise_HW)) == detector.score(map_HW)
+    blank = make_detector(smoothing=smoothing, top_fraction=top_fraction).whole(maps_1HW, WHOLE)
+    assert torch.equal(map_HW[disc], blank[disc])
+    expected = np.sort(map_HW[disc].double().numpy())[::-1]
+    count = max(1, int(np.ceil(top_fraction * len(expected))))
+    assert detector.score(map_HW) == pytest.approx(expected[:count].mean(), abs=1e-6)
+
+
+def test_features_seen_only_from_outside_the_region_cannot_change_the_score(disc: Tensor) -> None:
+    """A location's likelihood reaches its neighbours on the map by interpolation, no further."""
+    detector = make_detector(disc, top_fraction=0.5)
+    features = pyramid(1)
+    score = detector.score(detector.whole(detector.maps(features), WHOLE))
+    far = [level.clone() for level in features]
+    far[0][..., 8:] += 5  # columns from pixel 60 on; the region ends at 43
+    far[1][..., 4:] += 5
+    assert detector.score(detector.whole(detector.maps(far), WHOLE)) == score
+    near = [level.clone() for level in features]
+    near[0][..., 3, 3] += 5
+    assert detector.score(detector.whole(detector.maps(near), WHOLE)) != score
+
+
+@pytest.mark.parametrize("size", [(8, 12), (4, 6), (5, 7), (64, 96), (1, 1)])
+def test_a_location_is_inside_where_it_sees_any_pixel_of_the_region(disc: Tensor, size: tuple[int, int]) -> None:
+    found_hw = inside(disc, size)
+    assert found_hw.shape == size
+    for row in range(size[0]):
+        for column in range(size[1]):
+            rows = slice(row * 64 // size[0], -(-(row + 1) * 64 // size[0]))
+            columns = slice(column * 96 // size[1], -(-(column + 1) * 96 // size[1]))
+            assert bool(found_hw[row, column]) == bool(disc[rows, columns].any())
+
+
+def test_the_smallest_region_is_inside_at_every_level() -> None:
+    dot_HW = torch.zeros(64, 96, dtype=torch.bool)
+    dot_HW[63, 95] = True
+    for size in ((8, 12), (4, 6), (2, 3)):
+        assert inside(dot_HW, size).nonzero().tolist() == [[size[0] - 1, size[1] - 1]]
