@@ -45,7 +45,7 @@ def test_every_command_takes_the_common_options_and_shows_an_example_that_parses
 def test_all_commands_of_the_design_are_there():
     names = {" ".join(path) for path, _ in commands()}
     assert names >= {"demo", "fit", "pack", "score", "evaluate", "serve"}
-    assert names >= {f"models {verb}" for verb in ("list", "show", "promote", "rollback")}
+    assert names >= {f"models {verb}" for verb in ("list", "show", "promote", "rollback", "import", "calibrate")}
 
 
 @pytest.mark.parametrize(

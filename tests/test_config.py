@@ -21,6 +21,7 @@ from cflow_ray.config import (
     EvaluateConfig,
     FitConfig,
     FlowConfig,
+    ImportConfig,
     Model,
     PackConfig,
     ScoreConfig,
@@ -355,3 +356,22 @@ def test_an_address_joins_and_its_absence_starts_a_cluster(monkeypatch: pytest.M
     assert "num_cpus" not in ClusterConfig(address="host:1").init_arguments()  # ray.init refuses it when joining
     monkeypatch.setenv("RAY_ADDRESS", "other:2")
     assert ClusterConfig().init_arguments()["address"] == "auto"
+
+
+@pytest.mark.parametrize(
+    "encoder",
+    [{"std": [0.2, 0.0, 0.2]}, {"std": [0.2, -0.1, 0.2]}, {"mean": [0.5]}, {"mean": 0.5}, {"padding": "replicate"}],
+)
+def test_a_normalisation_is_three_values_and_divides(encoder: dict[str, object]):
+    with pytest.raises(ConfigError, match=next(iter(encoder))):
+        load_config(FitConfig, None, {"data": "d", "registry": "r", "defaults.encoder": encoder})
+
+
+def test_an_import_lays_its_settings_over_what_the_file_names_and_that_over_what_it_leaves_open():
+    config = ImportConfig(
+        file="f", registry="r", category="c", detector={"encoder": {"name": "resnet34"}, "top_fraction": 0}
+    )
+    assumed = {"encoder": {"name": "wide_resnet50_2", "mean": (0, 0, 0)}, "input_size": 256}
+    resolved = config.resolved(assumed, {"encoder": {"mean": (0.5, 0.5, 0.5)}, "resampling": "lanczos"})
+    assert (resolved.encoder.name, resolved.encoder.mean) == ("resnet34", (0.5, 0.5, 0.5))
+    assert (resolved.size, resolved.resampling, resolved.top_fraction) == ((256, 256), "lanczos", 0)

@@ -135,6 +135,11 @@ def test_the_weights_inside_a_training_checkpoint_are_found(tmp_path: Path, name
     assert_equal_states(read_weights(EncoderConfig(weights=str(tmp_path / "weights.pth"))), small_state())
 
 
+def test_weights_that_only_a_registry_has_are_no_source() -> None:
+    with pytest.raises(ConfigError, match="imported 'resnet18' are in its registry alone"):
+        read_weights(EncoderConfig(name="resnet18", weights="registry"))
+
+
 def test_objects_in_a_file_are_named(tmp_path: Path) -> None:
     torch.save({"state_dict": small_state(), "trap": Trap(tmp_path / "executed")}, tmp_path / "weights.pth")
     with pytest.raises(CheckpointError, match=r"weights\.pth holds Python objects \(posix\.mkdir\)"):
