@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from sklearn.covariance import ledoit_wolf
 from torch import Tensor
 from torch.distributions import MultivariateNormal
+from torch.nn import functional
 
 from cflow_ray.config import DetectorConfig, EncoderConfig, FlowConfig
 from cflow_ray.errors import DataError, FitError
@@ -22,7 +24,9 @@ from cflow_ray.model.encoder import Encoder
 from cflow_ray.model.features import Features, encode
 from cflow_ray.model.fitted import Fitted
 from cflow_ray.model.fitting import category_seed, fit_detector
-from cflow_ray.model.partition import split_normals
+from cflow_ray.model.flow import Decoder
+from cflow_ray.model.folded import FoldedDecoder
+from cflow_ray.model.partition import cross_normals, split_normals
 from cflow_ray.model.tiling import Layout
 
 TWO_LEVELS = DetectorConfig(
@@ -105,6 +109,48 @@ def test_the_same_seed_gives_bit_identical_detectors_and_another_seed_others() -
     drawn = [name for name in ours if name.endswith(("1.w_perm", "2.w_perm", "3.w_perm", "subnet.0.weight"))]
     assert len(drawn) == 2 * (3 + 4)
     assert not any(torch.equal(ours[name], others[name]) for name in drawn)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Levels are fitted side by side where torch has several threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(before)
+
+
+TINY = TWO_LEVELS.model_copy(update={"flow": FlowConfig(blocks=2, condition_channels=8)})
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("recipe", ["fast", "paper"])
+def test_levels_side_by_side_give_bit_for_bit_what_they_give_in_turn(recipe: str) -> None:
+    config = TINY.model_copy(update={"recipe": recipe})
+    pyramid = [level[..., :4, :4] for level in small_pyramid(9)]
+    used = set[int]()
+    first = fit(pyramid, config, watch=lambda *_: used.add(threading.get_ident()))
+    again = fit(pyramid, config) if recipe == "fast" else first  # 200 passes a fit
+    assert threading.get_ident() not in used
+    torch.set_num_threads(1)
+    alone = fit(pyramid, config)
+    torch.set_num_threads(2)
+    for other in (again, alone):
+        assert first.calibration == other.calibration
+        ours, others = weights(first), weights(other)
+        assert all(torch.equal(ours[name], others[name]) for name in ours)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_a_failure_of_one_level_among_several_threads_is_that_levels() -> None:
+    def poison(progress: FitProgress, decoder: Decoder) -> None:
+        if progress.level == 1:
+            decoder.blocks[0].global_offset.data.fill_(torch.nan)
+
+    # the paper's recipe takes 256 fibres a step: 16 of 20 images are 256 fibres of stride 16
+    with pytest.raises(FitError, match=r"level 1 \(stride 16\), step \d"):
+        fit(small_pyramid(20), TINY.model_copy(update={"recipe": "paper"}), watch=poison)
 
 
 def test_the_features_are_left_as_they_were() -> None:
@@ -217,6 +263,118 @@ def test_calibration_scores_are_what_scoring_gives_those_images(
     assert distances.min(0).max() < 2e-4
     assert len(set(distances.argmin(0))) == 4  # four images, each once
     assert np.diff(np.sort(scores)).min() > 4e-4  # so that no score passes for another's
+
+
+@pytest.mark.parametrize("calibration", ["split", "cross"])
+def test_eight_images_are_enough(calibration: str) -> None:
+    fitted = fit(small_pyramid(8), TINY.model_copy(update={"calibration": calibration}))
+    assert len(fitted.calibration.scores) == (8 if calibration == "cross" else 2)
+    assert all(torch.isfinite(tensor).all() for tensor in weights(fitted).values())
+    assert all(0 <= score < 1 for score in fitted.calibration.scores)
+
+
+@pytest.mark.parametrize("calibration", ["split", "cross"])
+def test_a_level_of_a_single_location_can_be_fitted(calibration: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    pyramid = [torch.randn(10, C, side, side, generator=generator) for C, side in ((5, 2), (6, 1))]
+    fitted = fit(pyramid, TINY.model_copy(update={"calibration": calibration}))
+    assert all(torch.isfinite(tensor).all() for tensor in weights(fitted).values())
+    detector = fitted.detector()
+    maps = detector.maps(pyramid)
+    assert maps.shape == (10, 64, 64)
+    assert torch.isfinite(maps).all()
+
+
+@pytest.mark.parametrize("calibration", ["split", "cross"])
+@pytest.mark.parametrize("value", [0.0, -3.0])
+def test_features_without_any_spread_can_be_fitted_and_a_deviation_still_shows(calibration: str, value: float) -> None:
+    pyramid = [torch.full((9, C, side, side), value) for C, side in ((5, 8), (6, 4))]
+    fitted = fit(pyramid, TINY.model_copy(update={"calibration": calibration}))
+    assert all(torch.isfinite(tensor).all() for tensor in weights(fitted).values())
+    detector = fitted.detector()
+    usual = detector.maps([level[:1] for level in pyramid])
+    unusual = detector.maps([level[:1] + 1 for level in pyramid])
+    assert max(fitted.calibration.scores) < 0.9
+    assert detector.score(usual[0]) < 0.9 < detector.score(unusual[0])
+
+
+def test_cross_calibration_scores_every_image_by_a_model_that_did_not_see_it() -> None:
+    """Spoil one image: the model that scores it was fitted without it, so its fold's other scores stay bit for bit."""
+    config = TINY.model_copy(update={"calibration": "cross"})
+    pyramid = small_pyramid(15)
+    first = fit(pyramid, config)
+    assert len(first.calibration.scores) == 15
+    for image in (0, 7):
+        spoilt = [level.clone() for level in pyramid]
+        for level in spoilt:
+            level[image] *= 3
+        scores = fit(spoilt, config).calibration.scores
+        assert len(set(scores) & set(first.calibration.scores)) >= 2  # of a fold of three
+        assert max(scores) > max(first.calibration.scores)  # and its own model has not learnt to expect it
+
+
+def test_the_kept_model_is_the_last_and_calibrates_none() -> None:
+    """Of six models the watch sees every one in turn, and the fit hands out the last as it was seen last."""
+    models, last = list[tuple[int, int]](), dict[int, float]()
+
+    def watch(progress: FitProgress, decoder: Decoder) -> None:
+        models.append((progress.model, progress.models))
+        last[progress.level] = progress.nll
+
+    config = TINY.model_copy(update={"calibration": "cross"})
+    fitted = fit(small_pyramid(15), config, watch=watch)
+    assert list(dict.fromkeys(models)) == [(number, 6) for number in range(6)]
+    split = cross_normals(15, config, seeded(0, "split"))[-1]
+    for number, (decoder, level) in enumerate(zip(fitted.decoders, small_pyramid(15), strict=True)):
+        nll = -float(FoldedDecoder.of(decoder)(level[list(split.selection)]).mean())
+        assert nll == pytest.approx(last[number], abs=2e-3)
+
+
+def test_only_the_region_is_fitted_and_peaks_are_those_of_the_region() -> None:
+    """What lies outside may be anything: weights, peaks and scores are the same bit for bit."""
+    region_HW = torch.zeros(64, 64, dtype=torch.bool)
+    region_HW[:32, :32] = True
+    pyramid, other = small_pyramid(20), small_pyramid(20)
+    for level in other:
+        half = level.shape[2] // 2
+        # two locations on, so that neither the map's interpolation nor the scale of half precision is touched
+        level[..., half + 2 :, :] = level[..., half + 2 :, :].flip(0)
+        level[..., half + 2 :] = level[..., half + 2 :].flip(0)
+    assert not torch.equal(pyramid[0], other[0])
+    config = TINY.model_copy(update={"calibration": "cross"})
+    first, second = (fit(given, config, region_HW=region_HW) for given in (pyramid, other))
+    ours, others = weights(first), weights(second)
+    assert all(torch.equal(ours[name], others[name]) for name in ours)
+    assert first.calibration == second.calibration
+    assert first.region_HW is region_HW
+    assert fit(pyramid, config).calibration != first.calibration
+
+
+def test_copies_train_and_neither_select_nor_calibrate() -> None:
+    """Copies of the images that select and calibrate may be anything; those of one that trains may not."""
+    config = TINY.model_copy(update={"calibration": "split"})
+    images = torch.randint(0, 256, (12, 3, 64, 64), generator=torch.Generator().manual_seed(0)).byte()
+    split = split_normals(12, config, seeded(0, "split"))
+
+    def fitted(copied: Sequence[int]) -> Fitted:
+        numbers = {int(image.sum()): number for number, image in enumerate(images)}
+
+        def copies(image_3HW: Tensor) -> list[Tensor]:
+            of_image = numbers[int(image_3HW.sum())] in copied
+            return [image_3HW // 2 if of_image else image_3HW.flip(2)]
+
+        return fit_detector(encode(pooled, whole(images), copies), config, seed=0)
+
+    plain, held_out, trained = fitted(()), fitted(split.selection + split.calibration), fitted(split.train[:1])
+    assert plain.calibration == held_out.calibration
+    assert plain.calibration != trained.calibration
+    ours = weights(plain)
+    assert all(torch.equal(ours[name], tensor) for name, tensor in weights(held_out).items())
+
+
+def pooled(images_B3HW: Tensor) -> list[Tensor]:
+    """Features that need no network."""
+    return [functional.avg_pool2d(images_B3HW.float(), stride) for stride in (8, 16)]
 
 
 def test_peaks_are_what_few_locations_of_unseen_normal_images_exceed(

@@ -61,7 +61,7 @@ def test_the_split_is_drawn_not_in_order_and_follows_the_seed() -> None:
 @given(
     count=st.integers(8, 300),
     folds=st.integers(2, 20),
-    selection=st.floats(0.01, 0.9),
+    selection=st.floats(0.01, 0.8),  # more may leave none of four images to train
     seed=st.integers(0, 2**32),
 )
 def test_folds_cover_every_image_once_and_no_image_is_in_two_parts(
