@@ -25,6 +25,7 @@ from cflow_ray.errors import ConfigError
 
 Recipe = Literal["fast", "balanced", "best", "paper"]
 Resampling = Literal["nearest", "box", "bilinear", "bicubic", "lanczos"]
+StoredType = Literal["float32", "float16"]
 Runtime = Literal["auto", "torch", "openvino", "onnxruntime"]
 Size = tuple[Annotated[int, Field(ge=32, le=4096)], Annotated[int, Field(ge=32, le=4096)]]
 """Height and width in pixels."""
@@ -160,7 +161,7 @@ class DetectorConfig(Model):
     recipe: Recipe = "balanced"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the couplings' networks while fitting; auto is bfloat16 where the processor has it. Scores are float32."""
-    dtype: Literal["float32", "float16"] = "float32"
+    dtype: StoredType = "float32"
     """Type of the stored matrices; float16 halves a checkpoint."""
     seed: int = Field(default=0, ge=0)
     selection_fraction: Fraction = 0.1

@@ -70,7 +70,9 @@ def _fit_levels(
         channels = config.flow.condition_channels
         train = Fibres(level_features, features.tiles(split.train, copies=True), channels, inside_P)
         held_out = Fibres(level_features, features.tiles(split.selection), channels, inside_P)
-        return fit_level(level, train, held_out, config, seed, watch)
+        decoder = fit_level(level, train, held_out, config, seed, watch)
+        decoder.round_to(config.dtype)
+        return decoder
 
     numbers = range(len(features.levels))
     threads = torch.get_num_threads()

@@ -12,7 +12,7 @@ from FrEIA.modules import AllInOneBlock
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cflow_ray.config import FlowConfig
+from cflow_ray.config import FlowConfig, StoredType
 
 # Shapes: N fibres (pixels of a feature map), C channels, D condition channels.
 
@@ -68,9 +68,19 @@ class Decoder(nn.Module):
         self.blocks[block].w_perm.copy_(rotation_CC)
         self.blocks[block].w_perm_inv.copy_(rotation_CC.T)
 
-    def state(self) -> dict[str, Tensor]:
-        """What has to be stored: every parameter but the inverse rotations, which are the transposes of the others."""
-        return {name: tensor for name, tensor in self.state_dict().items() if not name.endswith("w_perm_inv")}
+    def state(self, dtype: StoredType = "float32") -> dict[str, Tensor]:
+        """What has to be stored: every parameter but the inverse rotations, which are the transposes of the others.
+
+        float16 halves the matrices only: scales reach 1e5 before their activation, and vectors weigh nothing.
+        """
+        state = {name: tensor for name, tensor in self.state_dict().items() if not name.endswith("w_perm_inv")}
+        if dtype == "float32":
+            return state
+        return {name: tensor.half() if min(tensor.shape) > 1 else tensor for name, tensor in state.items()}
+
+    def round_to(self, dtype: StoredType) -> None:
+        """Take the values that a stored decoder will have, so that it scores before as it will after."""
+        self.load_state({name: tensor.float() for name, tensor in self.state(dtype).items()})
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take over what `state()` gave; raises RuntimeError (torch's) where names or shapes differ."""

@@ -83,11 +83,10 @@ def save_checkpoint(storage: Storage, fitted: Fitted, manifest: Manifest, attach
 
     `attachments` are files for people that scoring does not need, by name.
     """
-    half = fitted.config.dtype == "float16"
     state = {
-        f"level{level}.{name}": _stored(tensor, half)
+        f"level{level}.{name}": tensor.contiguous()
         for level, decoder in enumerate(fitted.decoders)
-        for name, tensor in decoder.state().items()
+        for name, tensor in decoder.state(fitted.config.dtype).items()
     }
     if fitted.region_HW is not None:
         state[_REGION] = fitted.region_HW.to(torch.uint8).contiguous()
@@ -166,12 +165,13 @@ def _read_states(storage: Storage, manifest: Manifest) -> tuple[list[dict[str, T
         stored = safetensors.torch.load(storage.read(_WEIGHTS))
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"{where} is damaged: {error}. Promote another version.") from error
-    region_HW = stored.pop(_REGION, None)
     needed = {
         f"level{level}.{name}": shape
         for level, channels in enumerate(manifest.channels)
         for name, shape in state_shapes(channels, manifest.detector.flow).items()
     }
+    if manifest.detector.region is not None:
+        needed[_REGION] = manifest.detector.size
     found = {name: tuple(tensor.shape) for name, tensor in stored.items()}
     wrong = sorted({*needed.items()} ^ {*found.items()})
     if wrong:
@@ -180,6 +180,7 @@ def _read_states(storage: Storage, manifest: Manifest) -> tuple[list[dict[str, T
             f"{where} does not fit its manifest: {name} is {found.get(name, 'missing')}, the manifest asks for "
             f"{needed.get(name, 'no such tensor')}; promote another version."
         )
+    region_HW = stored.pop(_REGION, None)
     return _by_level(stored, len(manifest.channels)), None if region_HW is None else region_HW.bool()
 
 
@@ -189,8 +190,3 @@ def _by_level(state: Mapping[str, Tensor], levels: int) -> list[dict[str, Tensor
         {name.removeprefix(prefix): tensor.float() for name, tensor in state.items() if name.startswith(prefix)}
         for prefix in prefixes
     ]
-
-
-def _stored(tensor: Tensor, half: bool) -> Tensor:
-    """Matrices may be halved; scales reach 1e5 before their activation and weigh nothing, so they stay float32."""
-    return (tensor.half() if half and min(tensor.shape, default=1) > 1 and tensor.dim() == 2 else tensor).contiguous()

@@ -451,3 +451,12 @@ def test_held_out_images_beyond_all_likelihood_fail_by_level() -> None:
 def test_a_pyramid_that_does_not_match_the_configured_levels_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"3 levels.*of 2"):
         fit([*small_pyramid(), small_pyramid()[0]])
+
+
+def test_half_precision_weights_score_the_same_before_and_after_they_are_stored() -> None:
+    config = TWO_LEVELS.model_copy(update={"dtype": "float16"})
+    fitted = fit(small_pyramid(), config)
+    for decoder in fitted.decoders:
+        stored = decoder.state("float16")
+        assert {tensor.dtype for tensor in stored.values()} == {torch.float16, torch.float32}
+        assert all(torch.equal(decoder.state()[name], tensor.float()) for name, tensor in stored.items())
