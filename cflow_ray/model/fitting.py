@@ -41,13 +41,13 @@ def fit_detector(
     model that was fitted without it, and the last model, which is kept, calibrates none. Raises DataError where there
     are too few images and FitError where features or weights stop being finite, naming the level and the step.
     """
-    if len(features.levels) != config.encoder.levels:
-        raise ValueError(f"features of {len(features.levels)} levels for an encoder of {config.encoder.levels}")
     generator = seeded(seed, "split")
     if is_cross(len(features), config):
         splits = cross_normals(len(features), config, generator)
     else:
         splits = [split_normals(len(features), config, generator)]
+    if len(features.levels) != config.encoder.levels:
+        raise ValueError(f"features of {len(features.levels)} levels for an encoder of {config.encoder.levels}")
     scores: list[float] = []
     for number, split in enumerate(splits):
         watch_model = _of_model(watch, number, len(splits))

@@ -113,8 +113,9 @@ class _Fit:
         normals = self._data.normals(self._task.category)
         if not normals:
             raise DataError(f"{self._task.category!r} has no training image; add normal images to its train split.")
+        features = self._encoded(normals)
         fitted = fit_detector(
-            self._encoded(normals),
+            features,
             self._task.detector,
             self._seed,
             lambda progress, _: report(progress),
@@ -124,7 +125,7 @@ class _Fit:
         findings, attachments = self._evaluate(detector)
         metrics = findings.metrics()
         seconds = round(time.monotonic() - start, 1)
-        version = self._store(fitted, metrics, attachments, seconds)
+        version = self._store(fitted, len(features), metrics, attachments, seconds)
         return Outcome(
             category=self._task.category,
             status="fitted",
@@ -189,7 +190,9 @@ class _Fit:
             f"{sample.image}  score {finding.score:.4f}",
         )
 
-    def _store(self, fitted: Fitted, metrics: Metrics, attachments: Mapping[str, bytes], seconds: float) -> str:
+    def _store(
+        self, fitted: Fitted, images: int, metrics: Metrics, attachments: Mapping[str, bytes], seconds: float
+    ) -> str:
         encoder_digest = self._registry.add_encoder(self._weights)
 
         def describe(version: str) -> Manifest:
@@ -202,7 +205,7 @@ class _Fit:
                 peaks=fitted.calibration.peaks,
                 calibration_scores=fitted.calibration.scores,
                 metrics=metrics.as_dict(),
-                training_images=len(self._data.normals(self._task.category)) - len(self._images.unreadable),
+                training_images=images,
                 seed=self._seed,
                 data_digest=self._task.data_digest,
                 created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import os
@@ -18,11 +19,12 @@ from ray.train.torch import TorchTrainer
 
 from cflow_ray.config import FitConfig
 from cflow_ray.data.datasets import read_data_set
+from cflow_ray.data.samples import DataSet
 from cflow_ray.errors import CheckpointError, DataError
 from cflow_ray.evaluation.metrics import Metrics
 from cflow_ray.model.descent import FitProgress
 from cflow_ray.store.registry import Registry, check_category_name
-from cflow_ray.store.storage import Storage
+from cflow_ray.store.storage import Storage, split_uri
 from cflow_ray.train.category import FitSite, FitTask, Outcome, fit_category
 from cflow_ray.train.queue import QueueActor, QueueStatus
 
@@ -62,10 +64,26 @@ def _plan(config: FitConfig) -> tuple[list[FitTask], FitSite, Mapping[str, int]]
                 f"{category!r} has no training image in {config.data}; add normal images to its train split."
             )
     tasks = [
-        FitTask(category, tuple(data_set.of(category)), config.detector(category), data_set.digest(category, sizes))
+        FitTask(
+            category,
+            tuple(data_set.of(category)),
+            config.detector(category),
+            _digest(data_set, category, config, sizes),
+        )
         for category in wanted
     ]
     return tasks, _site(data_set.root.uri, config), sizes
+
+
+def _digest(data_set: DataSet, category: str, config: FitConfig, sizes: Mapping[str, int]) -> str:
+    """Names what a category is fitted from: its images and, where there is one, its region of interest."""
+    digest = data_set.digest(category, sizes)
+    region = config.detector(category).region
+    if region is None:
+        return digest
+    folder, name = split_uri(region)
+    content = Storage(folder, config.storage_options).read(name)
+    return hashlib.sha256(digest.encode() + content).hexdigest()
 
 
 def _site(data_root: str, config: FitConfig) -> FitSite:
