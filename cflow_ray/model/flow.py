@@ -76,7 +76,9 @@ class Decoder(nn.Module):
         state = {name: tensor for name, tensor in self.state_dict().items() if not name.endswith("w_perm_inv")}
         if dtype == "float32":
             return state
-        return {name: tensor.half() if min(tensor.shape) > 1 else tensor for name, tensor in state.items()}
+        return {
+            name: tensor.half() if name.endswith(("weight", "w_perm")) else tensor for name, tensor in state.items()
+        }
 
     def round_to(self, dtype: StoredType) -> None:
         """Take the values that a stored decoder will have, so that it scores before as it will after."""

@@ -222,6 +222,17 @@ def test_state_round_trip_needs_no_inverses(make_decoder: MakeDecoder) -> None:
     torch.testing.assert_close(back_NC, fibres_NC, rtol=1e-3, atol=1e-3)  # so the inverses were restored
 
 
+def test_half_precision_is_for_matrices_only(make_decoder: MakeDecoder) -> None:
+    decoder = make_decoder(11)
+    whole, half = decoder.state(), decoder.state("float16")
+    assert whole.keys() == half.keys()
+    matrices = {name for name, tensor in whole.items() if name.endswith(("weight", "w_perm"))}
+    assert {name for name, tensor in half.items() if tensor.dtype == torch.float16} == matrices
+    assert all(torch.equal(half[name], whole[name]) for name in whole.keys() - matrices)
+    decoder.round_to("float16")
+    assert all(torch.equal(decoder.state()[name], tensor.float()) for name, tensor in half.items())
+
+
 def test_a_state_of_another_shape_or_with_gaps_is_refused(make_decoder: MakeDecoder) -> None:
     state = make_decoder(11).state()
     with pytest.raises(RuntimeError, match="size mismatch"):
