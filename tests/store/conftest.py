@@ -51,7 +51,10 @@ def registry(storage: Storage) -> Registry:
 
 @pytest.fixture
 def make_fitted() -> MakeFitted:
-    """Drawn decoders of 6 and 5 channels, for a network that nobody loads, as a fit would give them."""
+    """Drawn decoders of 6 and 5 channels, for a network that nobody loads, as a fit would give them.
+
+    Where the configuration names a region of interest it is drawn, too.
+    """
 
     def make(seed: int = 0, scores: Sequence[float] = (0.1, 0.2, 0.3, 0.4), **changes: Any) -> Fitted:
         generator = torch.Generator().manual_seed(seed)
@@ -60,7 +63,8 @@ def make_fitted() -> MakeFitted:
         config = DetectorConfig(**{"encoder": encoder, "flow": flow, "input_size": 64} | changes)
         decoders = tuple(Decoder(channels, config.flow, generator) for channels in CHANNELS)
         peaks = torch.randn(len(CHANNELS), generator=generator, dtype=torch.float64).tolist()
-        return Fitted(config, decoders, Calibration.of(peaks, scores))
+        region_HW = None if config.region is None else torch.rand(config.size, generator=generator) < 0.5
+        return Fitted(config, decoders, Calibration.of(peaks, scores), region_HW)
 
     return make
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -10,13 +12,16 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
+from FrEIA.modules import AllInOneBlock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cflow_ray.config import DetectorConfig
+from cflow_ray.config import DetectorConfig, EncoderConfig, FlowConfig
 from cflow_ray.errors import CheckpointError, StorageError
 from cflow_ray.model.fitted import Fitted
+from cflow_ray.model.flow import Decoder
+from cflow_ray.model.scoring import Calibration
 from cflow_ray.store.checkpoint import (
     FORMAT_VERSION,
     Manifest,
@@ -110,6 +115,146 @@ def test_loading_does_not_depend_on_a_global_seed(saved: Storage) -> None:
         torch.manual_seed(seed)
         maps.append(load_checkpoint(saved).maps(pyramid()))
     assert torch.equal(*maps)
+
+
+def test_loading_to_score_builds_no_module_of_freias(saved: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **named: object) -> None:
+        raise AssertionError("a module of FrEIA's was built")
+
+    monkeypatch.setattr(AllInOneBlock, "__init__", refuse)
+    with pytest.raises(AssertionError, match="was built"):
+        load_fitted(saved)
+    assert load_checkpoint(saved).maps(pyramid()).shape == (3, 64, 64)
+
+
+# -- settings that change what is stored
+
+
+def save(storage: Storage, fitted: Fitted, describe: Callable[..., Callable[[str], Manifest]], **changes: Any) -> None:
+    given = describe(fitted)("v1-abcdef").model_dump() | changes
+    save_checkpoint(storage, fitted, Manifest.model_validate(given), {})
+
+
+def test_half_precision_halves_the_file_and_hardly_moves_a_score(
+    local: Storage, describe: Callable[..., Callable[[str], Manifest]]
+) -> None:
+    """Decoders of a real level's width, around features that are likely, as after a fit."""
+    flow = FlowConfig(blocks=4, condition_channels=32)
+    features = pyramid_of(40, 112)
+    scores, sizes = [], []
+    for dtype in ("float32", "float16"):
+        generator = torch.Generator().manual_seed(0)
+        encoder = EncoderConfig(name="resnet18", strides=(8, 16))
+        config = DetectorConfig(encoder=encoder, flow=flow, input_size=64, dtype=dtype)
+        decoders = tuple(near_normal(Decoder(channels, flow, generator), generator) for channels in (40, 112))
+        fitted = Fitted(config, decoders, Calibration.of([-1.5, -1.5], [0.5]))
+        storage = local.child(dtype)
+        save(storage, fitted, describe, channels=(40, 112))
+        detector = load_checkpoint(storage)
+        scores.append([detector.score(map_HW) for map_HW in detector.maps(features)])
+        sizes.append(len(storage.read("decoders.safetensors")))
+    assert sizes[1] < 0.53 * sizes[0]
+    differences = [abs(one - other) for one, other in zip(*scores, strict=True)]
+    assert 0 < max(differences) < 2e-3
+    assert min(abs(one - other) for one, other in itertools.pairwise(sorted(scores[0]))) > 0
+
+
+def test_what_a_fit_rounded_to_half_precision_scores_bit_for_bit_once_it_is_loaded(
+    storage: Storage, make_fitted: Callable[..., Fitted], describe: Callable[..., Callable[[str], Manifest]]
+) -> None:
+    fitted = make_fitted(dtype="float16")
+    unrounded = fitted.detector().maps(pyramid())
+    for decoder in fitted.decoders:
+        decoder.round_to("float16")
+    save(storage, fitted, describe)
+    maps = load_checkpoint(storage).maps(pyramid())
+    assert torch.equal(maps, fitted.detector().maps(pyramid()))
+    assert not torch.equal(maps, unrounded)
+
+
+def near_normal(decoder: Decoder, generator: torch.Generator) -> Decoder:
+    with torch.no_grad():
+        for block in decoder.blocks:
+            for parameter in (block.global_scale, block.global_offset):
+                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return decoder
+
+
+def pyramid_of(*channels: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    return [torch.randn(4, C, side, side, generator=generator) for C, side in zip(channels, (8, 4), strict=True)]
+
+
+def test_in_half_precision_scales_offsets_and_biases_stay_float32(
+    storage: Storage, make_fitted: Callable[..., Fitted], describe: Callable[..., Callable[[str], Manifest]]
+) -> None:
+    """A constant channel's scale is 1e4, whose parameter is 1e5: half precision ends at 65504."""
+    fitted = make_fitted(dtype="float16")
+    with torch.no_grad():
+        fitted.decoders[0].blocks[0].global_scale[0, 0] = 2e5
+    save(storage, fitted, describe)
+    stored = safetensors.torch.load(storage.read("decoders.safetensors"))
+    for name, tensor in stored.items():
+        is_matrix = name.endswith(("weight", "w_perm"))
+        assert tensor.dtype == (torch.float16 if is_matrix else torch.float32), name
+    (decoder, _) = load_fitted(storage).decoders
+    assert decoder.blocks[0].global_scale[0, 0] == 2e5
+    assert all(parameter.dtype == torch.float32 for parameter in decoder.parameters())
+    assert torch.isfinite(load_checkpoint(storage).maps(pyramid())).all()
+
+
+def test_the_region_of_interest_comes_back(
+    storage: Storage, make_fitted: Callable[..., Fitted], describe: Callable[..., Callable[[str], Manifest]]
+) -> None:
+    fitted = make_fitted(region="/regions/screw.png", input_size=(64, 96))
+    save(storage, fitted, describe)
+    detector, again = load_checkpoint(storage), load_fitted(storage)
+    for region_HW in (detector.region_HW, again.region_HW):
+        assert region_HW is not None
+        assert region_HW.dtype == torch.bool
+        assert torch.equal(region_HW, fitted.region_HW)
+    maps_BHW = detector.maps(pyramid())
+    assert [detector.score(map_HW) for map_HW in maps_BHW] == [fitted.detector().score(map_HW) for map_HW in maps_BHW]
+
+
+def of_another_size(state: State) -> State:
+    return state | {"region": torch.ones(32, 96, dtype=torch.uint8)}
+
+
+def without_region(state: State) -> State:
+    return {name: tensor for name, tensor in state.items() if name != "region"}
+
+
+@pytest.mark.parametrize(("edit", "found"), [(of_another_size, r"\(32, 96\)"), (without_region, "missing")])
+def test_a_region_that_does_not_fit_the_input_is_refused_by_name(
+    storage: Storage,
+    make_fitted: Callable[..., Fitted],
+    describe: Callable[..., Callable[[str], Manifest]],
+    edit: Callable[[State], State],
+    found: str,
+) -> None:
+    save(storage, make_fitted(region="/regions/screw.png", input_size=(64, 96)), describe)
+    edit_weights(storage, edit)
+    with pytest.raises(CheckpointError, match=rf"does not fit its manifest: region is {found}.*\(64, 96\)"):
+        load_checkpoint(storage)
+
+
+def test_a_region_that_is_not_configured_is_refused(saved: Storage) -> None:
+    edit_weights(saved, lambda state: state | {"region": torch.ones(64, 64, dtype=torch.uint8)})
+    with pytest.raises(CheckpointError, match=r"region is \(64, 64\).*no such tensor"):
+        load_checkpoint(saved)
+
+
+def test_weights_without_calibration_go_on_but_do_not_score(
+    storage: Storage, fitted: Fitted, describe: Callable[..., Callable[[str], Manifest]]
+) -> None:
+    save(storage, fitted, describe, peaks=(), calibration_scores=())
+    assert not read_manifest(storage).is_calibrated
+    with pytest.raises(CheckpointError, match=r"without calibration.*models calibrate screw v1-abcdef"):
+        load_checkpoint(storage)
+    loaded = load_fitted(storage)
+    assert loaded.calibration == Calibration((), ())
+    assert torch.equal(loaded.decoders[1].blocks[0].w_perm, fitted.decoders[1].blocks[0].w_perm)
 
 
 # -- what lies on the disk
@@ -232,6 +377,15 @@ def test_weights_that_do_not_fit_the_manifest_are_refused(saved: Storage, edit: 
     edit_weights(saved, edit)
     with pytest.raises(CheckpointError, match=r"decoders\.safetensors does not fit its manifest"):
         load_checkpoint(saved)
+
+
+def test_the_first_tensor_that_does_not_fit_is_named_with_both_shapes(saved: Storage) -> None:
+    name = "level1.flow.module_list.1.subnet.2.bias"
+    edit_weights(saved, lambda state: state | {name: torch.zeros(7)})
+    with pytest.raises(CheckpointError, match=rf"{re.escape(name)} is \(7,\), the manifest asks for \(4,\)"):
+        load_checkpoint(saved)
+    with pytest.raises(CheckpointError, match=re.escape(name)):
+        load_fitted(saved)
 
 
 def test_weights_of_another_flow_are_refused(saved: Storage) -> None:

@@ -79,6 +79,29 @@ def test_a_version_is_loaded_as_it_was_added(registry: Registry, make_fitted: Ma
     assert torch.equal(registry.detector("screw", version).maps(features), fitted.detector().maps(features))
 
 
+def test_a_version_without_calibration_is_not_promoted(
+    registry: Registry, make_fitted: MakeFitted, describe: Describe, add_versions: AddVersions
+) -> None:
+    """As imported weights are before `models calibrate`; what was best stays best."""
+    (before,) = add_versions("screw")
+    registry.promote("screw", before)
+    fitted = make_fitted(seed=5)
+
+    def uncalibrated(version: str) -> Manifest:
+        given = describe(fitted)(version).model_dump() | {"peaks": (), "calibration_scores": ()}
+        return Manifest.model_validate(given)
+
+    version = registry.add("screw", fitted, uncalibrated)
+    assert version in registry.versions("screw")
+    with pytest.raises(CheckpointError, match=rf"{version} of 'screw' is not calibrated.*models calibrate screw"):
+        registry.promote("screw", version)
+    assert registry.best("screw") == before
+    assert registry.pointer("screw").history == ()
+    with pytest.raises(CheckpointError, match="without calibration"):
+        registry.detector("screw", version)
+    assert registry.fitted("screw", version).config == fitted.config
+
+
 def test_versions_count_up_and_are_listed_oldest_first(registry: Registry, add_versions: AddVersions) -> None:
     added = add_versions("screw", 12)
     assert registry.versions("screw") == added
