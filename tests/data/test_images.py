@@ -18,10 +18,13 @@ from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 from PIL import Image
 
-from cflow_ray.config import DetectorConfig, InputConfig
+from cflow_ray.config import DetectorConfig, InputConfig, TilingConfig
 from cflow_ray.data import images
 from cflow_ray.data.images import (
     MAX_PIXELS,
+    as_window,
+    centre_frame,
+    centre_window,
     decode,
     decode_map,
     decode_mask,
@@ -31,6 +34,7 @@ from cflow_ray.data.images import (
     prepare,
 )
 from cflow_ray.errors import ImageError
+from cflow_ray.model.scoring import find_regions
 
 Encode = Callable[..., bytes]
 Pixels = NDArray[np.uint8]
@@ -369,6 +373,118 @@ def test_extreme_shapes_are_prepared(encode: Encode, shape: tuple[int, int]) -> 
     prepared = prepare(encode(np.full(shape, 77, np.uint8)), square(64))
     assert prepared.pixels_3HW.unique().tolist() == [77]
     assert (prepared.height, prepared.width) == shape
+
+
+# -- settings of the input
+
+
+@pytest.mark.parametrize("name", ["nearest", "box", "bilinear", "bicubic", "lanczos"])
+def test_a_filter_is_pillows_of_that_name(encode: Encode, photo: Pixels, name: str) -> None:
+    noise = np.random.default_rng(2).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    for picture, size in ((noise, (48, 32)), (photo, (64, 96))):  # height and width
+        config = DetectorConfig(input_size=size, resampling=name).input
+        expected = Image.fromarray(picture).resize((size[1], size[0]), Image.Resampling[name.upper()])
+        found = prepare(encode(picture), config).pixels_3HW.permute(1, 2, 0).numpy()
+        assert np.array_equal(found, np.asarray(expected))
+
+
+def test_the_input_may_be_taller_than_wide(encode: Encode, photo: Pixels) -> None:
+    prepared = prepare(encode(photo), DetectorConfig(input_size="96x64").input)
+    assert prepared.pixels_3HW.shape == (3, 96, 64)
+    assert prepared.frame == (0, 0, 40, 24)
+    assert prepared.window == (0, 0, 1, 1)
+
+
+@settings(deadline=None)
+@given(width=st.integers(1, 500), height=st.integers(1, 500), share=st.floats(0.01, 1))
+def test_a_crop_is_the_middle_and_inside_the_image(width: int, height: int, share: float) -> None:
+    left, top, inner_width, inner_height = centre_frame(width, height, share)
+    for side, start, inner in ((width, left, inner_width), (height, top, inner_height)):
+        assert 1 <= inner <= side
+        assert abs(inner - share * side) <= max(0.5, 1 - share * side)
+        assert 0 <= side - inner - 2 * start <= 1  # as much on one side as on the other
+    assert centre_frame(width, height, 1.0) == (0, 0, width, height)
+
+
+def test_a_cropped_image_is_the_middle_of_the_whole_image_resized(encode: Encode) -> None:
+    """As in the official code, which resizes and then crops: at its border the filter sees the pixels beyond."""
+    noise = np.random.default_rng(3).integers(0, 256, (60, 100, 3), dtype=np.uint8)
+    config = DetectorConfig(input_size=(48, 64), crop=0.5).input
+    prepared = prepare(encode(noise), config)
+    assert prepared.frame == (25, 15, 50, 30)
+    assert prepared.window == (0.25, 0.25, 0.75, 0.75)
+    assert (prepared.width, prepared.height) == (100, 60)
+    whole = np.asarray(Image.fromarray(noise).resize((128, 96), Image.Resampling.BILINEAR))
+    found = prepared.pixels_3HW.permute(1, 2, 0).numpy()
+    assert np.abs(found.astype(int) - whole[24:72, 32:96]).max() <= 1
+    middle = np.asarray(Image.fromarray(noise[15:45, 25:75]).resize((64, 48), Image.Resampling.BILINEAR))
+    assert np.array_equal(found[2:-2, 2:-2], middle[2:-2, 2:-2])
+
+
+@pytest.mark.parametrize("crop", [1.0, 0.6])
+@pytest.mark.parametrize("shape", [(120, 200), (333, 77)])
+def test_a_region_comes_back_where_the_defect_lies_in_the_original(
+    encode: Encode, shape: tuple[int, int], crop: float
+) -> None:
+    """A white rectangle; the prepared image itself stands in for the map."""
+    height, width = shape
+    box = (round(0.4 * width), round(0.5 * height), round(0.6 * width), round(0.7 * height))
+    picture = np.zeros(shape, np.uint8)
+    picture[box[1] : box[3], box[0] : box[2]] = 255
+    prepared = prepare(encode(picture), DetectorConfig(input_size=64, crop=crop).input)
+    map_HW = (prepared.pixels_3HW[0] / 256).numpy()
+    (region,) = find_regions(map_HW, 0.5, prepared.frame)
+    pixel = max(prepared.frame[2], prepared.frame[3]) / 64  # of the map, in the original
+    assert max(abs(edge - other) for edge, other in zip(region.box, box, strict=True)) <= pixel + 1
+    assert region.area == pytest.approx((box[2] - box[0]) * (box[3] - box[1]), rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("shape", "scale", "crop", "expected"),
+    [
+        ((200, 300), 1.0, 1.0, (200, 300)),
+        ((200, 300), 0.5, 1.0, (100, 150)),
+        ((200, 300), 2.0, 0.5, (200, 300)),
+        ((200, 40), 1.0, 1.0, (200, 96)),  # at least one tile
+        ((20, 30), 1.0, 1.0, (64, 96)),
+    ],
+)
+def test_with_tiling_an_image_keeps_its_size_but_for_the_scale(
+    encode: Encode, shape: tuple[int, int], scale: float, crop: float, expected: tuple[int, int]
+) -> None:
+    config = DetectorConfig(input_size=(64, 96), crop=crop, tiling=TilingConfig(scale=scale)).input
+    noise = np.random.default_rng(4).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    prepared = prepare(encode(noise), config)
+    assert prepared.pixels_3HW.shape == (3, *expected)
+    assert (prepared.height, prepared.width) == shape
+    if scale == crop == 1 and shape == expected:
+        assert np.array_equal(prepared.pixels_3HW.permute(1, 2, 0).numpy(), noise)
+
+
+def test_an_image_too_large_to_be_scaled_is_an_image_error(encode: Encode) -> None:
+    config = DetectorConfig(input_size=64, tiling=TilingConfig(scale=8)).input
+    with pytest.raises(ImageError, match=r"16000 x 8000 pixels once scaled by 8; at most \d+"):
+        prepare(encode(np.zeros((1000, 2000), np.uint8)), config)
+
+
+@pytest.mark.parametrize("crop", [1.0, 0.5])
+def test_a_masks_window_shows_what_the_crop_of_the_image_shows(encode: Encode, crop: float) -> None:
+    """Each of the mask's pixels is one of the input: nearest neighbour moves none."""
+    mask = np.random.default_rng(5).random((64, 96)) < 0.5
+    prepared = prepare(encode(mask.astype(np.uint8) * 255), DetectorConfig(input_size=32, crop=crop).input)
+    left, top, width, height = prepared.frame
+    found = decode_mask(encode(mask.astype(np.uint8)), (height, width), prepared.window)
+    assert np.array_equal(found, mask[top : top + height, left : left + width])
+
+
+@given(width=st.integers(1, 500), height=st.integers(1, 500), share=st.floats(0.05, 1))
+def test_the_window_of_a_crop_is_the_same_for_images_of_any_size_within_half_a_pixel(
+    width: int, height: int, share: float
+) -> None:
+    """A region of interest is laid over images of any size: its own window is the crop's without rounding."""
+    found = as_window(centre_frame(width, height, share), width, height)
+    for edge, exact, side in zip(found, centre_window(share), (width, height, width, height), strict=True):
+        assert abs(edge - exact) * side <= 1
 
 
 def test_decoding_twice_gives_the_same(encode: Encode, photo: Pixels) -> None:
