@@ -1,0 +1,239 @@
+"""What every verb of the command line is told."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from cflow_ray.config.detector import DetectorConfig, Fraction, Recipe, Runtime
+from cflow_ray.config.model import Model, Uri, merge, validated
+from cflow_ray.errors import ConfigError
+
+Layout = Literal["mvtec", "folder", "table"]
+Maps = Literal["none", "anomalous", "all"]
+
+
+class ClusterConfig(Model):
+    """What the run asks of Ray."""
+
+    address: str | None = None
+    """Address of a running cluster; null joins $RAY_ADDRESS or starts a local one."""
+    workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Worker processes; auto fills the cluster's processors."""
+    cpus_per_worker: float = Field(default=1, gt=0)
+
+    def worker_count(self, cpus: float, tasks: int) -> int:
+        """How many workers a cluster of `cpus` processors runs for so many tasks; ConfigError where they do not fit."""
+        room = int(cpus // self.cpus_per_worker)
+        wanted = room if self.workers == "auto" else self.workers
+        if room < 1 or wanted > room:
+            raise ConfigError(
+                f"{max(wanted, 1)} workers of {self.cpus_per_worker:g} processors do not fit the cluster's {cpus:g}; "
+                "ask for fewer with --workers."
+            )
+        return min(wanted, tasks)
+
+    def init_arguments(self) -> dict[str, Any]:
+        """Keyword arguments of `ray.init`; a local cluster starts without dashboard, one joined stays as it is."""
+        arguments: dict[str, Any] = {"ignore_reinit_error": True, "logging_level": "ERROR", "log_to_driver": False}
+        if self.address or os.environ.get("RAY_ADDRESS"):
+            return arguments | {"address": self.address or "auto"}
+        return arguments | {"include_dashboard": False, "num_cpus": max(2, math.ceil(os.cpu_count() or 2))}
+
+
+class RunConfig(Model):
+    """What every verb takes."""
+
+    storage_options: dict[str, Any] = Field(default_factory=dict)
+    """Options of the file system behind the URIs, as fsspec names them (e.g. endpoint_url, key, secret)."""
+    cluster: ClusterConfig = ClusterConfig()
+
+
+class DataConfig(Model):
+    """Where images are and how they are laid out."""
+
+    data: Uri
+    """Path or URI of the data set's root, or of the table for layout `table`."""
+    layout: Layout = "mvtec"
+    only: tuple[str, ...] = ()
+    """Only these categories (flag --category); empty takes all. For layout `folder` it names the category."""
+    normal_dir: str = "normal"
+    abnormal_dir: str | None = None
+    normal_test_dir: str | None = None
+    mask_dir: str | None = None
+
+
+class FitConfig(RunConfig, DataConfig):
+    """`cflow-ray fit`: fit several categories in one run and promote their checkpoints."""
+
+    registry: Uri
+    defaults: DetectorConfig = DetectorConfig()
+    categories: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Overrides per category, e.g. {screw: {input_size: 512}}; the names listed here are the ones that are fitted."""
+    cache_mb: int = Field(default=4096, ge=0)
+    """Memory of a worker for encoded features; past it they lie in a memory map in `scratch`."""
+    scratch: str | None = None
+    """Folder on the worker's node for that memory map; null takes the node's temporary folder."""
+    force: bool = False
+    """Fit again even where a finished version with the same data and configuration exists."""
+
+    def detector(self, category: str) -> DetectorConfig:
+        """The resolved configuration of one category: defaults, then its overrides."""
+        merged = merge(self.defaults.model_dump(), self.categories.get(category) or {})
+        return validated(DetectorConfig, merged, where=f"categories.{category}")
+
+    @model_validator(mode="after")
+    def _overrides_are_valid(self) -> Self:
+        for category in self.categories:
+            self.detector(category)
+        return self
+
+    @field_validator("categories", mode="before")
+    @classmethod
+    def _names_alone_are_enough(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {name: {} if overrides is None else overrides for name, overrides in value.items()}
+
+
+def parse_size(value: object) -> object:
+    """Bytes from text like `256MB`, `64MiB` or `1GB`; anything else is left for validation to judge."""
+    match = (
+        re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?)(i?)B?\s*", value, re.IGNORECASE)
+        if isinstance(value, str)
+        else None
+    )
+    if match is None:
+        return value
+    base = 1024 if match[3] else 1000
+    return int(float(match[1]) * base ** " KMG".index(match[2].upper() or " "))
+
+
+class PackConfig(RunConfig, DataConfig):
+    """`cflow-ray pack`: write the images of a data set into tar shards with an index."""
+
+    output: Uri
+    split: str | None = "test"
+    """Which split to pack; `all` or null packs every image."""
+    shard_size: Annotated[int, BeforeValidator(parse_size), Field(ge=4096)] = 256 * 10**6
+    """Bytes of a shard, as a number or as text like 64MB."""
+
+    @field_validator("split")
+    @classmethod
+    def _all_is_null(cls, split: str | None) -> str | None:
+        return None if split == "all" else split
+
+
+class ScoreConfig(RunConfig):
+    """`cflow-ray score`: score image archives into a Parquet table."""
+
+    inputs: tuple[Uri, ...] = Field(min_length=1)
+    """Shards (.tar) or folders of shards or images; paths or URIs."""
+    registry: Uri
+    output: Uri
+    category: str | None = None
+    """One category for all records; overrides the pattern."""
+    category_pattern: str = "{category}/"
+    """How a record's key names its category; a key that does not fit becomes a row with `error`."""
+    checkpoints: dict[str, str] = Field(default_factory=dict)
+    """Versions to use instead of the promoted ones, e.g. {screw: v3}."""
+    maps: Maps = "none"
+    target_fpr: Fraction | None = None
+    """Replaces the checkpoints' own target."""
+    chunk_records: int = Field(default=64, ge=1)
+    """Records of one unit of work, which is one Parquet part."""
+    batch_size: int = Field(default=16, ge=1)
+    runtime: Runtime = "auto"
+    """What executes network and flow; auto is the fastest that is installed."""
+
+    @field_validator("category_pattern")
+    @classmethod
+    def _names_the_category(cls, pattern: str) -> str:
+        if pattern.count("{category}") != 1:
+            raise ValueError("the pattern must hold {category} exactly once, e.g. '{category}/'")
+        return pattern
+
+
+class RegistryConfig(RunConfig):
+    """`cflow-ray models ...`: a registry."""
+
+    registry: Uri
+
+
+class ImportConfig(RegistryConfig):
+    """`cflow-ray models import`: a checkpoint of another program as a new version, not calibrated yet."""
+
+    file: Uri
+    category: str
+    later_freia: bool = False
+    """The flow was trained with FrEIA's code since 17 August 2023, which computes others from the same weights."""
+    detector: dict[str, Any] = Field(default_factory=dict)
+    """Settings laid over those of the file, e.g. {input_size: 512, top_fraction: 0}."""
+
+    def resolved(self, assumed: Mapping[str, Any], named: Mapping[str, Any]) -> DetectorConfig:
+        """The detector's configuration: what the file leaves open, what it names, then the settings given here."""
+        merged = merge(merge(assumed, named), self.detector)
+        return validated(DetectorConfig, merged, where="detector")
+
+
+class CalibrateConfig(RegistryConfig, DataConfig):
+    """`cflow-ray models calibrate`: peaks and calibration scores of a version from normal images."""
+
+    category: str
+    version: str | None = None
+    """Null takes the newest version where that is not calibrated yet, else the promoted one."""
+    seed: int = Field(default=0, ge=0)
+    """Draws which images give the peaks and which the calibration scores."""
+    cache_mb: int = Field(default=4096, ge=0)
+    """Memory for encoded features; past it they lie in a memory map in the temporary folder."""
+
+
+class EvaluateConfig(RunConfig, DataConfig):
+    """`cflow-ray evaluate`: metrics of a score table against a data set's labels and masks."""
+
+    results: Uri
+    paper_score: bool = False
+    """Also the paper's score, whose scale is the maximum over the test set; to compare with published numbers only."""
+    registry: Uri | None = None
+    """Where the detectors are that the paper's score is computed with anew."""
+
+
+class ServeConfig(RunConfig):
+    """`cflow-ray serve`: the HTTP server over a registry."""
+
+    registry: Uri
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    replicas: int = Field(default=1, ge=1)
+    batch_size: int = Field(default=16, ge=1)
+    """Most images of one pass through the model."""
+    runtime: Runtime = "auto"
+    """What executes network and flow; auto is the fastest that is installed."""
+    capacity_mb: int = Field(default=2048, ge=1)
+    """Memory for loaded detectors of one replica; the least recently used leave first."""
+    reload_seconds: float = Field(default=5.0, gt=0)
+    """How often the registry's pointers are read again."""
+    max_body_mb: float = Field(default=32, gt=0)
+    max_waiting: int = Field(default=256, ge=1)
+    """Images that may wait for the model; more are answered 503 with Retry-After."""
+
+
+class DemoConfig(Model):
+    """`cflow-ray demo`: the whole job on data that need no download."""
+
+    output: Uri = Field(default="demo", validate_default=True)
+    data: str = "textures"
+    """`textures`, `elpv`, or the root of a data set in MVTec AD layout."""
+    only: tuple[str, ...] = ()
+    seed: int = Field(default=0, ge=0)
+    port: int = Field(default=0, ge=0, le=65535)
+    """Port of the demo's server; 0 takes a free one."""
+    recipe: Recipe = "fast"
+    target_fpr: Fraction = 0.05
+    cluster: ClusterConfig = ClusterConfig()
+    storage_options: dict[str, Any] = Field(default_factory=dict)
