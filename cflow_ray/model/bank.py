@@ -14,6 +14,7 @@ from torch import Tensor
 from cflow_ray.config import EncoderConfig
 from cflow_ray.model.detector import Detector, Finding
 from cflow_ray.model.encoder import Encoder
+from cflow_ray.model.runtime import CompiledDetector, CompiledEncoder, Runtime, TorchRuntime
 from cflow_ray.model.tiling import Layout
 
 # Shapes: T tiles (an image of the input's size is one tile) of h x w pixels, H x W pixels of a whole image.
@@ -21,14 +22,17 @@ from cflow_ray.model.tiling import Layout
 _TILES_AT_ONCE = 64  # bounds the memory of a pass, whatever the size of an image
 
 Key = TypeVar("Key", bound=Hashable)
+_Network = tuple[EncoderConfig, str, tuple[int, int]]
+"""An encoder's configuration, the digest of its weights, and height and width of its input."""
 
 
 class DetectorBank(Generic[Key]):
     """Detectors by key (a category, or a category and a version), loaded when they are needed.
 
     `load_detector` gives the detector of a key, `load_encoder` the network of a configuration and a digest of weights;
-    both are called once and kept. Detectors beyond `capacity_bytes` leave, least recently used first; the one in use
-    always stays. Calls from several threads are serialised.
+    both are called once and kept. `runtime` compiles both when they first score. Detectors beyond `capacity_bytes` leave
+    with what was compiled of them, least recently used first; the one in use always stays. Calls from several threads
+    are serialised.
     """
 
     def __init__(
@@ -37,24 +41,26 @@ class DetectorBank(Generic[Key]):
         load_encoder: Callable[[EncoderConfig, str], Encoder],
         capacity_bytes: int = 2 * 2**30,
         device: str = "cpu",
+        runtime: Runtime | None = None,
     ) -> None:
         self._load_detector = load_detector
         self._load_encoder = load_encoder
         self._capacity_bytes = capacity_bytes
         self._device = device
-        self._detectors: OrderedDict[Key, Detector] = OrderedDict()
+        self._runtime = runtime or TorchRuntime()
+        self._detectors: OrderedDict[Key, _Loaded] = OrderedDict()
         self._encoders: dict[tuple[EncoderConfig, str], Encoder] = {}
+        self._compiled_encoders: dict[_Network, CompiledEncoder] = {}
         self._lock = threading.RLock()
 
     def detector(self, key: Key) -> Detector:
         """The detector of a key, loaded if need be; raises what `load_detector` raises."""
         with self._lock:
             if key not in self._detectors:
-                self._detectors[key] = self._load_detector(key).to(self._device)
+                self._detectors[key] = _Loaded(self._load_detector(key).to(self._device))
             self._detectors.move_to_end(key)
-            while self.bytes > self._capacity_bytes and len(self._detectors) > 1:
-                self._detectors.popitem(last=False)
-            return self._detectors[key]
+            self._make_room()
+            return self._detectors[key].detector
 
     @property
     def loaded(self) -> list[Key]:
@@ -63,8 +69,8 @@ class DetectorBank(Generic[Key]):
 
     @property
     def bytes(self) -> int:
-        """Memory of the loaded detectors."""
-        return sum(detector.bytes for detector in self._detectors.values())
+        """Memory of the loaded detectors and of what was compiled of them."""
+        return sum(loaded.bytes for loaded in self._detectors.values())
 
     @torch.no_grad()
     def score_batch(self, images: Sequence[Tensor], keys: Sequence[Key]) -> list[Finding]:
@@ -75,27 +81,27 @@ class DetectorBank(Generic[Key]):
         """
         assert len(images) == len(keys)
         with self._lock:
-            groups: dict[tuple[EncoderConfig, str, tuple[int, int]], list[_Item[Key]]] = {}
+            groups: dict[_Network, list[_Item[Key]]] = {}
             items = [self._item(image, key) for image, key in zip(images, keys, strict=True)]
             for item in items:
                 detector = self.detector(item.key)
                 network = (detector.config.encoder, detector.encoder_digest, detector.config.size)
                 groups.setdefault(network, []).append(item)
-            for (encoder_config, digest, _), of_group in groups.items():
+            for network, of_group in groups.items():
                 for tiles in _passes(of_group):
-                    self._map_tiles(self._encoder(encoder_config, digest), tiles)
+                    self._map_tiles(self._encoder(network), tiles)
             return [self._finding(item) for item in items]
 
     def _item(self, image_3HW: Tensor, key: Key) -> _Item[Key]:
         size = (image_3HW.shape[1], image_3HW.shape[2])
         return _Item(image_3HW, key, Layout.of(size, self.detector(key).config.input))
 
-    def _map_tiles(self, encoder: Encoder, tiles: Sequence[tuple[_Item[Key], Tensor]]) -> None:
+    def _map_tiles(self, encoder: CompiledEncoder, tiles: Sequence[tuple[_Item[Key], Tensor]]) -> None:
         """One pass: the maps of some tiles, each kept with its image."""
         pyramid = encoder(torch.stack([tile_3hw for _, tile_3hw in tiles]))
         for key in dict.fromkeys(item.key for item, _ in tiles):
             rows = [row for row, (item, _) in enumerate(tiles) if item.key == key]
-            maps_Thw = self.detector(key).maps([level[rows] for level in pyramid])
+            maps_Thw = self._compiled(key, pyramid).maps([level[rows] for level in pyramid])
             for row, map_hw in zip(rows, maps_Thw, strict=True):
                 tiles[row][0].maps.append(map_hw)
 
@@ -104,10 +110,39 @@ class DetectorBank(Generic[Key]):
         map_HW = detector.whole(torch.stack(item.maps), item.layout)
         return Finding(score=detector.score(map_HW), map_HW=map_HW.cpu().numpy())
 
-    def _encoder(self, config: EncoderConfig, digest: str) -> Encoder:
+    def _encoder(self, network: _Network) -> CompiledEncoder:
+        config, digest, size = network
         if (config, digest) not in self._encoders:
             self._encoders[config, digest] = self._load_encoder(config, digest).to(self._device)
-        return self._encoders[config, digest]
+        if network not in self._compiled_encoders:
+            encoder = self._encoders[config, digest]
+            self._compiled_encoders[network] = self._runtime.compile_encoder(encoder, size)
+        return self._compiled_encoders[network]
+
+    def _compiled(self, key: Key, pyramid: Sequence[Tensor]) -> CompiledDetector:
+        """The compiled detector of a key; the levels of its pyramids have the sizes of this one's."""
+        detector, loaded = self.detector(key), self._detectors[key]
+        if loaded.compiled is None:
+            sizes = tuple((level.shape[2], level.shape[3]) for level in pyramid)
+            loaded.compiled = self._runtime.compile_detector(detector, sizes)
+            self._make_room()
+        return loaded.compiled
+
+    def _make_room(self) -> None:
+        while self.bytes > self._capacity_bytes and len(self._detectors) > 1:
+            self._detectors.popitem(last=False)
+
+
+@dataclass
+class _Loaded:
+    """A detector, and what was compiled of it once it scored."""
+
+    detector: Detector
+    compiled: CompiledDetector | None = None
+
+    @property
+    def bytes(self) -> int:
+        return self.detector.bytes + (self.compiled.bytes if self.compiled else 0)
 
 
 @dataclass

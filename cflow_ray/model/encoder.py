@@ -44,10 +44,11 @@ class Encoder(nn.Module):
     def forward(self, images_B3HW: Tensor) -> list[Tensor]:
         """Feature maps (B, C_l, H / s_l, W / s_l), float32, of uint8 RGB images."""
         at_once = _AT_ONCE if self.get_buffer("mean").is_cpu else len(images_B3HW)
-        pyramids = [self._encode(images_b3HW) for images_b3HW in torch.split(images_B3HW, at_once)]
+        pyramids = [self.encode(images_b3HW) for images_b3HW in torch.split(images_B3HW, at_once)]
         return [torch.cat(level) for level in zip(*pyramids, strict=True)]
 
-    def _encode(self, images_b3HW: Tensor) -> list[Tensor]:
+    def encode(self, images_b3HW: Tensor) -> list[Tensor]:
+        """As `forward`, in one pass however many images there are."""
         mean = self.get_buffer("mean")
         inputs_b3HW = (images_b3HW.to(mean.device).float() - mean) / self.get_buffer("std")
         levels: list[Tensor] = self.network(inputs_b3HW.contiguous(memory_format=torch.channels_last))

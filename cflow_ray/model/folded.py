@@ -59,7 +59,8 @@ class FoldedDecoder(nn.Module):
             last = index == config.blocks - 1
             for name, tensor in _folded(block, scale_C, channels, last).items():
                 self.register_buffer(f"{name}_{index}", tensor, persistent=False)
-        self._constant = log_scale - 0.5 * channels * math.log(2 * math.pi)
+        self.constant = log_scale - 0.5 * channels * math.log(2 * math.pi)
+        """What no fibre changes: the logarithms of all scales and of the normal distribution's constant, in nats."""
         self.requires_grad_(False)
 
     @classmethod
@@ -105,14 +106,18 @@ class FoldedDecoder(nn.Module):
             else:
                 rotated_NC = torch.addmm(block.offset_C, passive_N, block.rotation_CC[:passive])
                 x_NC = torch.addmm(rotated_NC, moved_N, block.rotation_CC[passive:])
-        likelihood_N: Tensor = (self._constant + log_det_N - 0.5 * x_NC.square().sum(1)) / C
+        likelihood_N: Tensor = (self.constant + log_det_N - 0.5 * x_NC.square().sum(1)) / C
         return likelihood_N.view(-1, P)
 
     def position_biases(self, height: int, width: int) -> list[Tensor]:
         """For every block the bias (P, H) of each location of a map of this size; made once a size and kept."""
         if (height, width) not in self._biases:
-            self._biases[height, width] = [self._position_bias(block, height, width) for block in self.blocks]
+            self._biases[height, width] = self.new_position_biases(height, width)
         return self._biases[height, width]
+
+    def new_position_biases(self, height: int, width: int) -> list[Tensor]:
+        """The same, made anew and not kept."""
+        return [self._position_bias(block, height, width) for block in self.blocks]
 
     @property
     def blocks(self) -> list[FoldedBlock]:

@@ -15,6 +15,7 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from cflow_ray.config import ScoreConfig
 from cflow_ray.errors import CflowRayError
+from cflow_ray.model.runtime import check_runtime
 from cflow_ray.score.plan import Chunk, plan_job
 from cflow_ray.score.stages import ReadChunk, ScoreChunk
 from cflow_ray.store.checkpoint import installed_packages
@@ -53,6 +54,7 @@ def score(config: ScoreConfig, progress: Callable[[int, int], None] = lambda don
     output cannot be used; an image that cannot be scored is a row with `error`.
     """
     start = time.monotonic()
+    check_runtime(config.runtime)
     results = Storage(config.output, config.storage_options)
     plan = plan_job(config, results)
     done = finished_parts(results)
@@ -82,7 +84,7 @@ def pipeline(pending: list[Chunk], config: ScoreConfig) -> Dataset:
     read = ReadChunk(config.output, config.storage_options)
     return dataset.map(read.__call__, num_cpus=_READ_CPUS).map(
         ScoreChunk,
-        fn_constructor_args=(config.output, config.storage_options, config.batch_size, _CAPACITY_BYTES),
+        fn_constructor_args=(config.output, config.storage_options, config.batch_size, _CAPACITY_BYTES, config.runtime),
         compute=ActorPoolStrategy(size=workers),
         num_cpus=_ACTOR_SHARE * config.cluster.cpus_per_worker,
     )

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cflow_ray.config import Runtime
 from cflow_ray.data.archive import ShardIndex, read_records
 from cflow_ray.data.images import encode_map, prepare
 from cflow_ray.errors import CflowRayError, DataError, ImageError, StorageError
@@ -63,13 +64,20 @@ class ReadChunk:
 class ScoreChunk:
     """Scores a decoded chunk with the planned checkpoints and writes its part; the actor of the pipeline."""
 
-    def __init__(self, output: str, storage_options: Mapping[str, Any], batch_size: int, capacity_bytes: int) -> None:
-        torch.set_num_threads(1)
+    def __init__(
+        self,
+        output: str,
+        storage_options: Mapping[str, Any],
+        batch_size: int,
+        capacity_bytes: int,
+        runtime: Runtime = "auto",
+    ) -> None:
+        torch.set_num_threads(1)  # before the bank: its runtime takes as many
         self._results = Storage(output, storage_options)
         self._plan = read_plan(self._results)
         self._batch_size = batch_size
         registry = Registry(Storage(self._plan.registry, storage_options))
-        self._bank = registry.bank(capacity_bytes)
+        self._bank = registry.bank(capacity_bytes, runtime=runtime)
         self._broken: dict[str, str] = {}
 
     def __call__(self, chunk: Row) -> Row:

@@ -16,6 +16,7 @@ from ray.serve.schema import LoggingConfig
 
 from cflow_ray.config import ServeConfig, load_config
 from cflow_ray.errors import CheckpointError, ServingError
+from cflow_ray.model.runtime import check_runtime
 from cflow_ray.serve.api import build_api
 from cflow_ray.serve.service import ScoringService
 from cflow_ray.store.registry import Registry
@@ -39,9 +40,10 @@ def build_app(args: dict[str, Any]) -> serve.Application:
     """The Serve application over a registry: the builder of `serve run`, `serve deploy`, RayService and the CLI.
 
     `args` are those of ServeConfig, as a Serve config file gives them. Raises CheckpointError where the registry is
-    missing or of another format.
+    missing or of another format, ConfigError where the runtime is not installed.
     """
     config = load_config(ServeConfig, None, args)
+    check_runtime(config.runtime)
     registry = Registry(Storage(config.registry, config.storage_options))
     if not registry.categories():
         raise CheckpointError(f"the registry {config.registry} holds no checkpoint. Run: cflow-ray fit ...")

@@ -23,7 +23,7 @@ class ScoringService:
     def __init__(self, config_json: str) -> None:
         self.config = ServeConfig.model_validate_json(config_json)
         registry = Registry(Storage(self.config.registry, self.config.storage_options))
-        self._bank = registry.bank(self.config.capacity_mb * 2**20)
+        self._bank = registry.bank(self.config.capacity_mb * 2**20, runtime=self.config.runtime)
         self.checkpoints = ServedCheckpoints(registry, self._bank)
         self._batcher: Batcher[tuple[CheckpointKey, Tensor], Finding] = Batcher(
             self._score_batch, self.config.batch_size, self.config.max_waiting

@@ -13,12 +13,13 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from cflow_ray.config import EncoderConfig, Model
+from cflow_ray.config import EncoderConfig, Model, Runtime
 from cflow_ray.errors import CheckpointError, StorageError
 from cflow_ray.model.bank import DetectorBank
 from cflow_ray.model.detector import Detector
 from cflow_ray.model.encoder import Encoder
 from cflow_ray.model.fitted import Fitted
+from cflow_ray.model.runtime import open_runtime
 from cflow_ray.store.checkpoint import (
     FORMAT_VERSION,
     Manifest,
@@ -187,9 +188,15 @@ class Registry:
             raise CheckpointError(f"{self.storage.join(path)} does not have the digest in its name; copy it again.")
         return Encoder(config, state)
 
-    def bank(self, capacity_bytes: int = 2 * 2**30, device: str = "cpu") -> DetectorBank[CheckpointKey]:
-        """A bank that loads detectors and encoders from here, keyed by (category, version)."""
-        return DetectorBank(lambda key: self.detector(*key), self.encoder, capacity_bytes, device)
+    def bank(
+        self, capacity_bytes: int = 2 * 2**30, device: str = "cpu", runtime: Runtime = "torch"
+    ) -> DetectorBank[CheckpointKey]:
+        """A bank that loads detectors and encoders from here, keyed by (category, version).
+
+        `runtime` takes as many threads as torch has now; raises ConfigError where it is not installed.
+        """
+        opened = open_runtime(runtime, device)
+        return DetectorBank(lambda key: self.detector(*key), self.encoder, capacity_bytes, device, opened)
 
     def add_encoder(self, state: Mapping[str, Tensor]) -> str:
         """Keep an encoder's weights; returns their digest."""

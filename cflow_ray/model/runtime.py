@@ -1,0 +1,244 @@
+"""What executes encoders and detectors: torch, which is the oracle, or a runtime that compiles their graphs for a CPU.
+
+A compiled graph takes one image: so an image's score does not depend on its batch at all, nothing is compiled for every
+size of a batch, and activations stay in the cache. Encoder and detector are two graphs because a mixed batch has one
+encoder and many detectors. lite0 at 256 px, one thread, CPU-ms an image at batches of 1 / 8 / 32: torch 48 / 54 / 50,
+OpenVINO 25 / 25 / 26, onnxruntime 25 / 24 / 24; both in one graph 24 / 25 / 26 and 24 / 24 / 24; graphs with a dynamic
+batch 27 to 36. Compiling a detector takes 0.6 to 0.7 CPU-seconds, the encoder 0.7 to 1.1.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from cflow_ray.config import Runtime as RuntimeName
+from cflow_ray.errors import ConfigError
+from cflow_ray.model.detector import Detector
+from cflow_ray.model.encoder import Encoder
+from cflow_ray.model.graph import DetectorGraph, EncoderGraph, Sizes
+from cflow_ray.model.onnx_graph import input_names, onnx_model
+
+# Shapes: B images, level l with C_l channels and h_l x w_l locations, H x W pixels of the network's input.
+
+log = logging.getLogger(__name__)
+
+CompiledEncoder = Callable[[Tensor], list[Tensor]]
+"""uint8 images (B, 3, H, W) to the levels (B, C_l, h_l, w_l) of their pyramid."""
+Run = Callable[[Sequence[NDArray[Any]]], Sequence[NDArray[np.float32]]]
+"""One image's inputs to its outputs, each with a first axis of 1; the outputs hold until the next call."""
+
+_COPIES = 2  # of a detector's weights and biases in a compiled graph: as they are, and as its kernels want them
+_AGREEMENT = 1e-4  # of features, as a share of their largest; measured 2e-6
+
+
+@dataclass(frozen=True)
+class CompiledDetector:
+    """A function equal to `Detector.maps`; what it needs is freed with it."""
+
+    maps: Callable[[Sequence[Tensor]], Tensor]
+    """The levels (B, C_l, h_l, w_l) of a pyramid to maps (B, H, W)."""
+    bytes: int
+    """Memory that it takes besides the detector, about."""
+
+
+class Runtime(Protocol):
+    """Makes functions of encoders and detectors."""
+
+    name: RuntimeName
+
+    def compile_encoder(self, encoder: Encoder, size: tuple[int, int]) -> CompiledEncoder:
+        """A function equal to the encoder for images of this height and width."""
+
+    def compile_detector(self, detector: Detector, sizes: Sizes) -> CompiledDetector:
+        """A function equal to `detector.maps` for levels of these sizes."""
+
+
+class TorchRuntime:
+    """The modules as they are; works on every device."""
+
+    name: RuntimeName = "torch"
+
+    def compile_encoder(self, encoder: Encoder, size: tuple[int, int]) -> CompiledEncoder:
+        """The encoder itself."""
+        return encoder
+
+    def compile_detector(self, detector: Detector, sizes: Sizes) -> CompiledDetector:
+        """The detector's own method."""
+        return CompiledDetector(detector.maps, 0)
+
+
+class _GraphRuntime:
+    """What the compiling runtimes have in common: they read ONNX, and run the images of a batch one by one."""
+
+    name: RuntimeName
+    packages: tuple[str, ...]
+    """What must be installed; all of it comes with the extra."""
+    extra: str
+
+    def compile_encoder(self, encoder: Encoder, size: tuple[int, int]) -> CompiledEncoder:
+        """The encoder's graph; raises ConfigError where the runtime lacks an operation or gives other features."""
+        image = torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        expected = encoder(image)
+        run = self._compiled(EncoderGraph(encoder, size), (image,), len(expected), encoder.config.name)
+        for level, wanted in zip(run([image.numpy()]), expected, strict=True):
+            difference = (torch.from_numpy(level) - wanted).abs().max() / wanted.abs().max().clamp(min=1e-6)
+            if not difference <= _AGREEMENT:
+                raise ConfigError(
+                    f"{self.name} gives other features of {encoder.config.name} than torch, by {difference:.0e} of the "
+                    "largest. Use runtime torch."
+                )
+        return lambda images_B3HW: _one_by_one(run, [images_B3HW])
+
+    def compile_detector(self, detector: Detector, sizes: Sizes) -> CompiledDetector:
+        """The detector's graph."""
+        graph = DetectorGraph(detector, sizes)
+        pyramid = tuple(torch.zeros(1, C, *size) for C, size in zip(graph.channels, sizes, strict=True))
+        run = self._compiled(graph, pyramid, 1, "the detector")
+        return CompiledDetector(lambda levels: _one_by_one(run, levels)[0], _COPIES * graph.bytes)
+
+    def _compiled(self, graph: nn.Module, example: tuple[Tensor, ...], outputs: int, what: str) -> Run:
+        try:
+            model = onnx_model(graph, example, [f"output_{number}" for number in range(outputs)])
+            return self._load(model, input_names(len(example)))
+        except Exception as error:  # exporter and runtimes raise what they like
+            reason = str(error).strip().partition("\n")[0]
+            raise ConfigError(f"{self.name} cannot compile {what}: {reason}. Use runtime torch.") from error
+
+    def _load(self, model: bytes, names: Sequence[str]) -> Run:
+        raise NotImplementedError
+
+
+class OnnxRuntime(_GraphRuntime):
+    """onnxruntime's CPU provider, with as many threads as torch has now."""
+
+    name: RuntimeName = "onnxruntime"
+    packages = ("onnx", "onnxruntime")
+    extra = "onnx"
+
+    def __init__(self) -> None:
+        self._onnxruntime = importlib.import_module("onnxruntime")
+        self._options = self._onnxruntime.SessionOptions()
+        self._options.intra_op_num_threads = torch.get_num_threads()
+        self._options.log_severity_level = 3
+        self._options.enable_cpu_mem_arena = False  # 12 MB less a detector, no slower
+        # Threads that spin while they wait take the CPU from others: two threads on a busy machine, 74 CPU-ms for 28.
+        self._options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+
+    def _load(self, model: bytes, names: Sequence[str]) -> Run:
+        session = self._onnxruntime.InferenceSession(model, self._options, providers=["CPUExecutionProvider"])
+        return lambda arrays: session.run(None, dict(zip(names, arrays, strict=True)))
+
+
+class OpenVinoRuntime(_GraphRuntime):
+    """OpenVINO's CPU plugin in float32, with as many threads as torch has now."""
+
+    name: RuntimeName = "openvino"
+    packages = ("onnx", "openvino")
+    extra = "openvino"
+
+    def __init__(self) -> None:
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # or importing it reports to Google
+        self._core = importlib.import_module("openvino").Core()
+        self._settings = {
+            "INFERENCE_PRECISION_HINT": "f32",  # or bfloat16 where the processor has it, which moves scores by 9e-4
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "NUM_STREAMS": 1,
+            "ENABLE_CPU_PINNING": False,  # or all actors of a node would take the same cores
+        }
+
+    def _load(self, model: bytes, names: Sequence[str]) -> Run:
+        request = self._core.compile_model(self._core.read_model(model), "CPU", self._settings).create_infer_request()
+
+        def run(arrays: Sequence[NDArray[Any]]) -> list[NDArray[np.float32]]:
+            found = request.infer(dict(zip(names, arrays, strict=True)), share_inputs=True, share_outputs=True)
+            return list(found.values())
+
+        return run
+
+
+class AutoRuntime:
+    """A compiling runtime, and torch for what it cannot compile."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.name = runtime.name
+        self._runtime = runtime
+        self._torch = TorchRuntime()
+
+    def compile_encoder(self, encoder: Encoder, size: tuple[int, int]) -> CompiledEncoder:
+        """The runtime's function, or the encoder itself with a warning."""
+        try:
+            return self._runtime.compile_encoder(encoder, size)
+        except ConfigError as error:
+            log.warning("encoding with torch: %s", error)
+            return self._torch.compile_encoder(encoder, size)
+
+    def compile_detector(self, detector: Detector, sizes: Sizes) -> CompiledDetector:
+        """The runtime's function, or the detector's own method with a warning."""
+        try:
+            return self._runtime.compile_detector(detector, sizes)
+        except ConfigError as error:
+            log.warning("scoring with torch: %s", error)
+            return self._torch.compile_detector(detector, sizes)
+
+
+_COMPILING: dict[str, type[OnnxRuntime] | type[OpenVinoRuntime]] = {
+    "onnxruntime": OnnxRuntime,
+    "openvino": OpenVinoRuntime,
+}
+"""Fastest first."""
+
+
+def open_runtime(name: RuntimeName, device: str = "cpu") -> Runtime:
+    """The runtime of a name, with as many threads as torch has now; raises ConfigError where it is not installed.
+
+    `auto` is the fastest that is installed, and torch off the CPU.
+    """
+    check_runtime(name)
+    if name in _COMPILING:
+        if torch.device(device).type != "cpu":
+            raise ConfigError(f"runtime {name} runs on the CPU, not on {device}. Use runtime torch.")
+        return _COMPILING[name]()
+    if name == "auto" and torch.device(device).type == "cpu":
+        for runtime in _COMPILING.values():
+            if not _missing(runtime):
+                return AutoRuntime(runtime())
+    return TorchRuntime()
+
+
+def check_runtime(name: RuntimeName) -> None:
+    """Raises ConfigError where what a runtime needs is not installed; imports nothing."""
+    missing = _missing(_COMPILING[name]) if name in _COMPILING else []
+    if missing:
+        extra = _COMPILING[name].extra
+        raise ConfigError(
+            f"runtime {name} needs {', '.join(missing)}, not installed. Run: pip install 'cflow-ray[{extra}]'"
+        )
+
+
+def _missing(runtime: type[OnnxRuntime] | type[OpenVinoRuntime]) -> list[str]:
+    return [package for package in runtime.packages if find_spec(package) is None]
+
+
+def _one_by_one(run: Run, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Outputs of a batch from a function of one image."""
+    outputs: list[Tensor] = []
+    arrays = [tensor.contiguous().numpy() for tensor in inputs]
+    images = len(arrays[0])
+    for image in range(images):
+        found = run([array[image : image + 1] for array in arrays])
+        if not outputs:
+            outputs = [torch.empty(images, *output.shape[1:]) for output in found]
+        for output, of_image in zip(outputs, found, strict=True):
+            output[image] = torch.from_numpy(of_image[0])
+    return outputs
