@@ -158,7 +158,7 @@ def test_a_defect_that_fills_the_image_is_framed(image: NDArray[np.uint8]) -> No
 
 
 def test_every_figure_has_a_row_and_its_interval_beside_it() -> None:
-    known = {name: 0.5 for name in FIGURES}
+    known = dict.fromkeys(FIGURES, 0.5)
     full = Metrics(**known, images=4, intervals={"image_auroc": (0.25, 0.75)})
     shown = text(figures_table({"screw": full, "pill": Metrics(image_auroc=0.9)}))
     assert len(shown.splitlines()) == len(FIGURES) + 4
