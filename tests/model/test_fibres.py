@@ -102,7 +102,10 @@ def test_the_generator_decides_the_order_of_everything():
 
     def orders(seed: int) -> list[object]:
         generator = torch.Generator().manual_seed(seed)
-        draws = [fibres.draw(50, generator, positions=64)[0], *(rows for rows, _ in fibres.shuffled(range(9), 20, generator))]
+        draws = [
+            fibres.draw(50, generator, positions=64)[0],
+            *(rows for rows, _ in fibres.shuffled(range(9), 20, generator)),
+        ]
         return [fibres.batches(2, generator), torch.cat([rows.flatten() for rows in draws]).tolist()]
 
     assert orders(0) == orders(0)
