@@ -21,11 +21,13 @@ from cflow_ray.config import (
     CalibrateConfig,
     DemoConfig,
     EvaluateConfig,
+    ExportConfig,
     FitConfig,
     ImportConfig,
     PackConfig,
     Recipe,
     RegistryConfig,
+    Runtime,
     ScoreConfig,
     ServeConfig,
     load_config,
@@ -159,6 +161,11 @@ _data_options = [
 ]
 
 
+_runtime_option = click.option(
+    "--runtime", type=click.Choice(get_args(Runtime)), help="What executes the models [auto: the fastest installed]."
+)
+
+
 def _with(options: list[Callable[[Command], Command]]) -> Callable[[Command], Command]:
     def decorate(command: Command) -> Command:
         for option in reversed(options):
@@ -233,6 +240,7 @@ def pack(out: _Output, config_file: str | None, **flags: Any) -> None:
 @click.option("--target-fpr", type=float, metavar="RATE", help="False-alarm rate instead of the checkpoints' own.")
 @click.option("--batch-size", type=int, metavar="N", help="Images of one pass through the encoder [16].")
 @click.option("--chunk-records", type=int, metavar="N", help="Records of one Parquet part [64].")
+@_runtime_option
 @click.option("--workers", type=int, metavar="N", help="Scoring actors [as many as the cluster has room for].")
 @_common
 def score(out: _Output, config_file: str | None, **flags: Any) -> None:
@@ -284,6 +292,7 @@ def evaluate(out: _Output, config_file: str | None, **flags: Any) -> None:
 @click.option("--host", help="Address to listen on [127.0.0.1].")
 @click.option("--port", type=int, help="Port to listen on; 0 takes a free one [8000].")
 @click.option("--replicas", type=int, metavar="N", help="Copies of the service [1].")
+@_runtime_option
 @_common
 def serve(out: _Output, config_file: str | None, **flags: Any) -> None:
     """Serve the best checkpoints over HTTP until interrupted; promoted versions are taken over while it runs."""
@@ -432,6 +441,33 @@ def models_import(out: _Output, config_file: str | None, **flags: Any) -> None:
         f"cflow-ray models calibrate {imported.category} {imported.version} --data URI --registry {config.registry}"
     )
     out(asdict(imported), text, *imported.notes, then)
+
+
+@models.command(
+    "export",
+    epilog="Example: cflow-ray models export screw --registry s3://line/registry --format onnx -o screw.onnx",
+)
+@click.argument("category", required=False)
+@click.argument("version", required=False)
+@click.option("--registry", metavar="URI", help="The registry.")
+@click.option("--format", type=click.Choice(["onnx"]), help="Format of the file [onnx].")
+@click.option("-o", "--output", metavar="FILE", help="The file to write, a path or URI.")
+@_common
+def models_export(out: _Output, config_file: str | None, **flags: Any) -> None:
+    """Write a category's best version, or the one given, as a file for other programs.
+
+    The graph takes uint8 RGB images (batch, 3, height, width) of the input size and gives maps and scores; its metadata
+    hold the thresholds. It is checked against torch before it is written. Needs pip install 'cflow-ray[onnx]'.
+    """
+    config = load_config(ExportConfig, config_file, _settings(flags))
+    from cflow_ray.store.export import export_version
+
+    exported = export_version(config)
+    text = (
+        f"{exported.category}: {exported.version} in {exported.file}, {exported.bytes / 1e6:.1f} MB; maps and scores "
+        f"within {exported.difference:.0e} of torch"
+    )
+    out(asdict(exported), text)
 
 
 @models.command(

@@ -181,6 +181,17 @@ class ImportConfig(RegistryConfig):
         return validated(DetectorConfig, merged, where="detector")
 
 
+class ExportConfig(RegistryConfig):
+    """`cflow-ray models export`: a version as one file for other programs."""
+
+    category: str
+    version: str | None = None
+    """Null takes the promoted one."""
+    format: Literal["onnx"] = "onnx"
+    output: Uri
+    """The file to write, a path or URI."""
+
+
 class CalibrateConfig(RegistryConfig, DataConfig):
     """`cflow-ray models calibrate`: peaks and calibration scores of a version from normal images."""
 

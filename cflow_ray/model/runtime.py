@@ -27,7 +27,7 @@ from cflow_ray.errors import ConfigError
 from cflow_ray.model.detector import Detector
 from cflow_ray.model.encoder import Encoder
 from cflow_ray.model.graph import DetectorGraph, EncoderGraph, Sizes
-from cflow_ray.model.onnx_graph import input_names, onnx_model
+from cflow_ray.model.onnx_graph import onnx_model
 
 # Shapes: B images, level l with C_l channels and h_l x w_l locations, H x W pixels of the network's input.
 
@@ -109,8 +109,9 @@ class _GraphRuntime:
 
     def _compiled(self, graph: nn.Module, example: tuple[Tensor, ...], outputs: int, what: str) -> Run:
         try:
-            model = onnx_model(graph, example, [f"output_{number}" for number in range(outputs)])
-            return self._load(model, input_names(len(example)))
+            inputs = [f"input_{number}" for number in range(len(example))]
+            model = onnx_model(graph, example, inputs, [f"output_{number}" for number in range(outputs)])
+            return self._load(model, inputs)
         except Exception as error:  # exporter and runtimes raise what they like
             reason = str(error).strip().partition("\n")[0]
             raise ConfigError(f"{self.name} cannot compile {what}: {reason}. Use runtime torch.") from error
@@ -211,23 +212,22 @@ def open_runtime(name: RuntimeName, device: str = "cpu") -> Runtime:
         return _COMPILING[name]()
     if name == "auto" and torch.device(device).type == "cpu":
         for runtime in _COMPILING.values():
-            if not _missing(runtime):
+            if all(find_spec(package) is not None for package in runtime.packages):
                 return AutoRuntime(runtime())
     return TorchRuntime()
 
 
 def check_runtime(name: RuntimeName) -> None:
     """Raises ConfigError where what a runtime needs is not installed; imports nothing."""
-    missing = _missing(_COMPILING[name]) if name in _COMPILING else []
+    if name in _COMPILING:
+        check_installed(f"runtime {name}", _COMPILING[name].packages, _COMPILING[name].extra)
+
+
+def check_installed(what: str, packages: Sequence[str], extra: str) -> None:
+    """Raises ConfigError where not all of the packages are there; the extra brings them. Imports nothing."""
+    missing = [package for package in packages if find_spec(package) is None]
     if missing:
-        extra = _COMPILING[name].extra
-        raise ConfigError(
-            f"runtime {name} needs {', '.join(missing)}, not installed. Run: pip install 'cflow-ray[{extra}]'"
-        )
-
-
-def _missing(runtime: type[OnnxRuntime] | type[OpenVinoRuntime]) -> list[str]:
-    return [package for package in runtime.packages if find_spec(package) is None]
+        raise ConfigError(f"{what} needs {' and '.join(missing)}, not installed. Run: pip install 'cflow-ray[{extra}]'")
 
 
 def _one_by_one(run: Run, inputs: Sequence[Tensor]) -> list[Tensor]:
