@@ -117,9 +117,10 @@ def _calibrated(
         )
     encoder = registry.encoder(manifest.detector.encoder, manifest.encoder_digest)
     keep = FeatureCache(config.cache_mb * 2**20).keep
-    features = images.encoded(_watched(normals, watch), encoder, lambda image_3HW: (), keep)
+    fitted = registry.fitted(config.category, manifest.version)
+    features = images.encoded(_watched(normals, watch), encoder, lambda image_3HW: (), keep, fitted.region_HW)
     seed = category_seed(config.seed, config.category)
-    return calibrated(registry.fitted(config.category, manifest.version), features, seed)
+    return calibrated(fitted, features, seed)
 
 
 def _watched(samples: list[Sample], watch: Watch) -> Iterator[Sample]:

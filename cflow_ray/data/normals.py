@@ -37,8 +37,15 @@ class CategoryImages:
             else:
                 yield sample, image
 
-    def encoded(self, samples: Iterable[Sample], encoder: Encoder, copies: Copies, keep: Keep) -> Features:
+    def encoded(
+        self,
+        samples: Iterable[Sample],
+        encoder: Encoder,
+        copies: Copies,
+        keep: Keep,
+        region_HW: Tensor | None = None,
+    ) -> Features:
         """Features of the readable ones; FitError where the encoder's output is not finite."""
         images = (image.pixels_3HW for _, image in self.readable(samples))
         laid_out = ((image, Layout.of((image.shape[1], image.shape[2]), self._config.input)) for image in images)
-        return encode(encoder, laid_out, copies, keep)
+        return encode(encoder, laid_out, copies, keep, region_HW)

@@ -23,6 +23,7 @@ from cflow_ray.errors import ConfigError
 from cflow_ray.evaluation.evaluate import read_mask
 from cflow_ray.model.detector import Detector
 from cflow_ray.model.encoder import Encoder
+from cflow_ray.model.region import covered
 from cflow_ray.store.registry import Registry
 from cflow_ray.store.storage import Storage
 
@@ -75,7 +76,8 @@ def paper_figures(data_set: DataSet, category: str, encoder: Encoder, detector: 
     if detector.config.tiling is not None:
         raise ConfigError(f"{category} is scored in tiles, which the paper's score does not know.")
     images = list(_labelled(data_set, category, detector))
-    likelihoods = [detector.likelihoods(encoder(image.pixels_3HW[None])) for _, image in images]
+    seen = [covered(image.pixels_3HW, detector.region_HW)[None] for _, image in images]
+    likelihoods = [detector.likelihoods(encoder(image_13HW)) for image_13HW in seen]
     of_level = [torch.cat(level) for level in zip(*likelihoods, strict=True)]
     score_I, map_IHW = paper_score(of_level, detector.config.size)
     masks = [read_mask(data_set.root, sample, detector.config.size, image.window) for sample, image in images]

@@ -14,6 +14,7 @@ from torch import Tensor
 from cflow_ray.config import EncoderConfig
 from cflow_ray.model.detector import Detector, Finding
 from cflow_ray.model.encoder import Encoder
+from cflow_ray.model.region import covered
 from cflow_ray.model.runtime import CompiledDetector, CompiledEncoder, Runtime, TorchRuntime
 from cflow_ray.model.tiling import Layout
 
@@ -93,8 +94,8 @@ class DetectorBank(Generic[Key]):
             return [self._finding(item) for item in items]
 
     def _item(self, image_3HW: Tensor, key: Key) -> _Item[Key]:
-        size = (image_3HW.shape[1], image_3HW.shape[2])
-        return _Item(image_3HW, key, Layout.of(size, self.detector(key).config.input))
+        size, detector = (image_3HW.shape[1], image_3HW.shape[2]), self.detector(key)
+        return _Item(covered(image_3HW, detector.region_HW), key, Layout.of(size, detector.config.input))
 
     def _map_tiles(self, encoder: CompiledEncoder, tiles: Sequence[tuple[_Item[Key], Tensor]]) -> None:
         """One pass: the maps of some tiles, each kept with its image."""

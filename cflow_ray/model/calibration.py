@@ -8,12 +8,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from cflow_ray.model.detector import Detector, inside
+from cflow_ray.model.detector import Detector
 from cflow_ray.model.features import Features
 from cflow_ray.model.fitted import Fitted
 from cflow_ray.model.flow import Decoder
 from cflow_ray.model.folded import FoldedDecoder
 from cflow_ray.model.partition import halve_normals
+from cflow_ray.model.region import inside
 from cflow_ray.model.scoring import Calibration
 
 # Shapes: T tiles, h x w locations of a level, H x W pixels of the network's input.

@@ -9,11 +9,11 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
 from cflow_ray.config import DetectorConfig
 from cflow_ray.model.folded import FoldedDecoder
-from cflow_ray.model.scoring import Calibration, anomaly_map, image_scores, smoothed
+from cflow_ray.model.region import cut_out
+from cflow_ray.model.scoring import Calibration, anomaly_map, image_scores
 from cflow_ray.model.tiling import Layout
 
 # Shapes: T images or tiles, C_l channels and h_l x w_l locations of level l, h x w pixels of the network's input,
@@ -62,10 +62,7 @@ class Detector(nn.Module):
 
     def whole(self, maps_Thw: Tensor, layout: Layout) -> Tensor:
         """One image's map (H, W) from those of its tiles: blended, smoothed, and 0 outside the region of interest."""
-        map_HW = layout.blend(maps_Thw)
-        if self.config.smoothing:
-            map_HW = smoothed(map_HW[None], self.config.smoothing)[0]
-        return map_HW if self.region_HW is None else map_HW * self.region_HW
+        return cut_out(layout.blend(maps_Thw)[None], self.region_HW, self.config.smoothing)[0]
 
     def score(self, map_HW: Tensor) -> float:
         """The score of an image in [0, 1) from its whole map."""
@@ -76,8 +73,3 @@ class Detector(nn.Module):
     def bytes(self) -> int:
         """Memory of the weights, and of what was computed from them to score faster."""
         return sum(cast(FoldedDecoder, decoder).bytes for decoder in self.decoders)
-
-
-def inside(region_HW: Tensor, size: tuple[int, int]) -> Tensor:
-    """Which locations (h, w) of a feature map see any pixel of a region (H, W)."""
-    return functional.adaptive_max_pool2d(region_HW[None, None].float(), size)[0, 0] > 0

@@ -17,6 +17,7 @@ from cflow_ray.model.detector import Detector
 from cflow_ray.model.encoder import Encoder
 from cflow_ray.model.graph import FindingGraph
 from cflow_ray.model.onnx_graph import onnx_model
+from cflow_ray.model.region import covered
 from cflow_ray.model.tiling import Layout
 
 # Shapes: B images, L levels of h x w locations, H x W pixels of the network's input.
@@ -79,7 +80,7 @@ def _images_of_check(size: tuple[int, int]) -> Tensor:
 @torch.no_grad()
 def _by_torch(encoder: Encoder, detector: Detector, images: Tensor) -> list[Tensor]:
     """Maps (B, H, W), scores (B,) and every level's log-likelihoods (B, h, w)."""
-    pyramid = encoder(images)
+    pyramid = encoder(covered(images, detector.region_HW))
     layout = Layout.of(detector.config.size, detector.config.input)
     maps_BHW = torch.stack([detector.whole(map_HW[None], layout) for map_HW in detector.maps(pyramid)])
     scores_B = torch.tensor([detector.score(map_HW) for map_HW in maps_BHW])

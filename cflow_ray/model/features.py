@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cflow_ray.errors import FitError
 from cflow_ray.model.encoder import Encoder
+from cflow_ray.model.region import covered
 from cflow_ray.model.tiling import Layout
 
 # Shapes: T tiles (an image that is not cut is one tile), P = h * w positions, C channels.
@@ -90,16 +91,17 @@ def encode(
     images: Iterable[tuple[Tensor, Layout]],
     copies: Callable[[Tensor], Sequence[Tensor]] = lambda image: (),
     keep: Keep = lambda rows: rows,
+    region_HW: Tensor | None = None,
 ) -> Features:
     """Features of uint8 images (3, H, W) with their layouts, and of what `copies` makes of each.
 
-    Raises FitError where the encoder's output is not finite.
+    Nothing outside the region of interest is seen. Raises FitError where the encoder's output is not finite.
     """
     builder = _Builder(keep)
     waiting: list[Tensor] = []
     for image_3HW, layout in images:
         for number, version_3HW in enumerate((image_3HW, *copies(image_3HW))):
-            tiles_T3hw = layout.cut(version_3HW)
+            tiles_T3hw = layout.cut(covered(version_3HW, region_HW))
             builder.add_piece(len(tiles_T3hw), layout if number == 0 else None)
             waiting += tiles_T3hw.unbind()
         while len(waiting) >= _TILES_OF_A_PASS:

@@ -12,12 +12,12 @@ from torch import Tensor
 from cflow_ray.config import DetectorConfig
 from cflow_ray.model.calibration import image_scores_of, peaks_of
 from cflow_ray.model.descent import FitProgress, Level, Watch, fit_level, seeded
-from cflow_ray.model.detector import inside
 from cflow_ray.model.features import Features
 from cflow_ray.model.fibres import Fibres
 from cflow_ray.model.fitted import Fitted
 from cflow_ray.model.flow import Decoder
 from cflow_ray.model.partition import Split, cross_normals, is_cross, split_normals
+from cflow_ray.model.region import read_from
 from cflow_ray.model.scoring import Calibration
 
 # Shapes: I images, T tiles, P = h * w positions of a level, C channels.
@@ -66,7 +66,7 @@ def _fit_levels(
     def fit(number: int) -> Decoder:
         level_features = features.levels[number]
         level = Level(number, len(features.levels), stride=config.size[0] / level_features.size[0])
-        inside_P = None if region_HW is None else inside(region_HW, level_features.size).flatten()
+        inside_P = None if region_HW is None else read_from(region_HW, level_features.size).flatten()
         channels = config.flow.condition_channels
         train = Fibres(level_features, features.tiles(split.train, copies=True), channels, inside_P)
         held_out = Fibres(level_features, features.tiles(split.selection), channels, inside_P)

@@ -19,7 +19,8 @@ from cflow_ray.model.detector import Detector
 from cflow_ray.model.encoder import Encoder
 from cflow_ray.model.flow import halves
 from cflow_ray.model.folded import FoldedDecoder
-from cflow_ray.model.scoring import anomaly_map, image_scores, smoothed
+from cflow_ray.model.region import covered, cut_out
+from cflow_ray.model.scoring import anomaly_map, image_scores
 
 # Shapes: B images, level l with C channels (C_p passive + C_a active) and h x w locations (P of them), H hidden units,
 # H x W pixels of the network's input.
@@ -117,14 +118,11 @@ class FindingGraph(nn.Module):
 
     def forward(self, images_B3HW: Tensor) -> tuple[Tensor, ...]:
         """As `DetectorBank.score_batch` for one detector."""
-        likelihoods = self.detector.likelihoods(self.encoder(images_B3HW))
-        maps_BHW = self.detector.maps(likelihoods)
-        if self._config.smoothing:
-            maps_BHW = smoothed(maps_BHW, self._config.smoothing)
+        likelihoods = self.detector.likelihoods(self.encoder(covered(images_B3HW, self._region_HW)))
+        maps_BHW = cut_out(self.detector.maps(likelihoods), self._region_HW, self._config.smoothing)
         pixels_BP = maps_BHW.flatten(1)
         if self._region_HW is not None:
             pixels_BP = pixels_BP[:, self._region_HW.flatten().nonzero()[:, 0]]
-            maps_BHW = maps_BHW * self._region_HW
         return maps_BHW, image_scores(pixels_BP, self._config.top_fraction), *likelihoods
 
 

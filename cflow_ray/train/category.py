@@ -113,13 +113,14 @@ class _Fit:
         normals = self._data.normals(self._task.category)
         if not normals:
             raise DataError(f"{self._task.category!r} has no training image; add normal images to its train split.")
-        features = self._encoded(normals)
+        region_HW = self._region()
+        features = self._encoded(normals, region_HW)
         fitted = fit_detector(
             features,
             self._task.detector,
             self._seed,
             lambda progress, _: report(progress),
-            self._region(),
+            region_HW,
         )
         detector = fitted.detector()
         findings, attachments = self._evaluate(detector)
@@ -135,7 +136,7 @@ class _Fit:
             notes=(*self._images.unreadable, detector.calibration.support(detector.config.target_fpr)),
         )
 
-    def _encoded(self, normals: Iterable[Sample]) -> Features:
+    def _encoded(self, normals: Iterable[Sample], region_HW: Tensor | None) -> Features:
         draws = torch.Generator().manual_seed(self._seed)
         cache = FeatureCache(self._site.cache_bytes, self._site.scratch)
         return self._images.encoded(
@@ -143,6 +144,7 @@ class _Fit:
             self._encoder,
             lambda image_3HW: altered_copies(image_3HW, self._task.detector.augmentation, draws),
             cache.keep,
+            region_HW,
         )
 
     def _region(self) -> Tensor | None:
