@@ -16,6 +16,7 @@ from cflow_ray.model.detector import Detector, Finding
 from cflow_ray.model.encoder import Encoder
 from cflow_ray.model.region import covered
 from cflow_ray.model.runtime import CompiledDetector, CompiledEncoder, Runtime, TorchRuntime
+from cflow_ray.model.threads import torch_threads
 from cflow_ray.model.tiling import Layout
 
 # Shapes: T tiles (an image of the input's size is one tile) of h x w pixels, H x W pixels of a whole image.
@@ -81,7 +82,7 @@ class DetectorBank(Generic[Key]):
         it for its detector: of the input size or, with tiling, at least that large.
         """
         assert len(images) == len(keys)
-        with self._lock:
+        with self._lock, torch_threads(self._runtime.torch_threads):
             groups: dict[_Network, list[_Item[Key]]] = {}
             items = [self._item(image, key) for image, key in zip(images, keys, strict=True)]
             for item in items:

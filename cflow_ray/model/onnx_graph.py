@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from cflow_ray.model.threads import torch_threads
 
 OPSET = 18
 
@@ -27,22 +28,8 @@ def onnx_model(
     if dynamic:
         arguments["dynamic_axes"] = {name: {0: "batch"} for name in (*inputs, *outputs)}
     torch._C._jit_set_onnx_log_output_stream("stderr")  # where an operation is missing it prints the graph, on stdout
-    with warnings.catch_warnings(), torch.no_grad(), one_thread():
+    with warnings.catch_warnings(), torch.no_grad(), torch_threads(1):
         warnings.simplefilter("ignore")  # of the tracer, about sizes that are constants here
         torch.onnx.export(graph.eval(), tuple(example), content, dynamo=False, **arguments)
     model: bytes = content.getvalue()
     return model
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Torch on one thread: of many small operations none gains by more, and threads that wait spin.
-
-    On a busy machine with two a detector takes 3 CPU-seconds to compile instead of 0.8.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

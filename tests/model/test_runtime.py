@@ -369,3 +369,30 @@ def test_what_a_runtime_cannot_do_is_named_and_auto_leaves_it_to_torch(
         found = scored(bank_of(detectors, lite0, AutoRuntime(Incapable())), mixed, 9)
     assert furthest(found, scored(bank_of(detectors, lite0, TorchRuntime()), mixed, 9)) == 0
     assert "no kernel for Relu" in caplog.text
+
+
+def test_torch_has_one_thread_around_compiled_graphs_and_its_own_elsewhere(lite0: Encoder, images: Images) -> None:
+    pytest.importorskip("onnxruntime")
+    seen: list[int] = []
+
+    class Watched(Detector):
+        def maps(self, pyramid: Sequence[Tensor]) -> Tensor:
+            seen.append(torch.get_num_threads())
+            return super().maps(pyramid)
+
+        def score(self, map_HW: Tensor) -> float:
+            seen.append(torch.get_num_threads())
+            return super().score(map_HW)
+
+    plain = fitted(lite0, images["cat"], 5)
+    watched = Watched(plain.config, list(plain.decoders), plain.calibration, "lite0")
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for runtime, expected in ((OnnxRuntime(), [1]), (AutoRuntime(Incapable()), [2, 1]), (TorchRuntime(), [2, 2])):
+            seen.clear()
+            bank_of({"cat": watched}, lite0, runtime).score_batch([images["cat"][0]], ["cat"])
+            assert seen == expected
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
