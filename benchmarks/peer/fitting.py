@@ -40,7 +40,11 @@ class Trajectory(Callback):
 
     @torch.no_grad()
     def _test(self, module: Any) -> dict[str, float]:
-        """As `Engine.test` scores: batches of the data module's default size in its order; scores depend on them."""
+        """The whole test set as one batch, whose maximum sets the scale: the official code's rule.
+
+        `Engine.test` takes batches of 32 in the order of the folders, most of which hold one label only; as each batch
+        sets a scale of its own, that leaks the label (image AUROC .86 after one epoch, .94 after five, then down).
+        """
         scores, maps = {}, {}
         for batch in self._data.test_dataloader():
             found = module.model(module.pre_processor.transform(batch.image).to(module.device))
@@ -55,7 +59,7 @@ def fit(root: str, category: str, encoder: dict[str, Any], epochs: int, device: 
     quiet()
     seed_everything(0, verbose=False)
     module = build(encoder, visualizer=False)
-    data = MVTecAD(root=root, category=category, num_workers=0)
+    data = MVTecAD(root=root, category=category, num_workers=0, eval_batch_size=10**6)
     trajectory = Trajectory(data, Truth(root, category, SIDE), root)
     with tempfile.TemporaryDirectory() as folder:
         engine = Engine(
