@@ -46,7 +46,7 @@ def _result(rounds: list[dict[str, Any]], prepared: Prepared) -> dict[str, Any]:
             "images": count,
             "rounds": len(rounds),
             "data": prepared.images.source,
-            "runtime": prepared.scoring["runtime"] or "default",
+            "runtime": prepared.scoring["runtime"],
             "images_per_wall_s": [
                 significant(median(count / figures[side]["wall"] for figures in rounds)) for side in ("ours", "peer")
             ],

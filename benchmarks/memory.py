@@ -47,7 +47,7 @@ def _measured(folder: Path, prepared: Prepared, options: Namespace) -> tuple[dic
             f"ours_at_{few['images']}_images": few["peak_mb"],
             "before_the_first_image": [many["before_mb"], peer["before_mb"]],
             "data": prepared.images.source,
-            "runtime": prepared.scoring["runtime"] or "default",
+            "runtime": prepared.scoring["runtime"],
         },
     }
     return result, {"ours_few": few, "ours": many, "peer": peer}

@@ -17,7 +17,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     flags.add_argument("--rounds", type=int, default=5, help="repetitions whose median counts")
     flags.add_argument("--threads", type=int, default=1, help="threads of both sides")
     flags.add_argument("--device", default="cpu", help="torch device of both sides")
-    flags.add_argument("--runtime", default=None, help="runtime of our scoring; the library's default if not given")
+    flags.add_argument("--runtime", default="auto", help="runtime of our scoring")
     flags.add_argument("--data", type=Path, default=None, help="a category's folder in MVTec AD layout; see README")
     return flags
 

@@ -60,7 +60,7 @@ def _result(rounds: list[dict[str, Any]], prepared: Prepared) -> dict[str, Any]:
             "images": count,
             "rounds": len(rounds),
             "data": prepared.images.source,
-            "runtime": prepared.scoring["runtime"] or "default",
+            "runtime": prepared.scoring["runtime"],
             "images_per_wall_s": [
                 significant(median(count / figures["ours"]["wall"] for figures in rounds)),
                 significant(median(count / figures["peer"]["predict"]["wall"] for figures in rounds)),

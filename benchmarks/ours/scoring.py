@@ -7,6 +7,7 @@ from itertools import islice
 
 from torch import Tensor
 
+from cflow_ray.config import Runtime
 from cflow_ray.data.images import PreparedImage
 from cflow_ray.data.loading import load_images
 from cflow_ray.data.samples import TEST, Sample
@@ -18,11 +19,11 @@ from cflow_ray.store.storage import Storage
 class Scorer:
     """The best detector of a category behind `DetectorBank.score_batch`."""
 
-    def __init__(self, registry: str, category: str, device: str, runtime: str | None) -> None:
+    def __init__(self, registry: str, category: str, device: str, runtime: Runtime) -> None:
         self.registry = Registry(Storage(registry))
         self._key = (category, self.registry.best(category))
         self.manifest = self.registry.manifest(*self._key)
-        self._bank = self.registry.bank(device=device, **({"runtime": runtime} if runtime else {}))
+        self._bank = self.registry.bank(device=device, runtime=runtime)
 
     def images(self, root: str, files: Iterable[str]) -> Iterator[Tensor]:
         """Decoded images (3, H, W) at the input size, a few read ahead."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 import logging
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -92,7 +93,7 @@ class TorchRuntime:
         return CompiledDetector(detector.maps, 0)
 
 
-class _GraphRuntime:
+class _GraphRuntime(ABC):
     """What the compiling runtimes have in common: they read ONNX, and run the images of a batch one by one."""
 
     name: RuntimeName
@@ -132,8 +133,8 @@ class _GraphRuntime:
             reason = str(error).strip().partition("\n")[0]
             raise ConfigError(f"{self.name} cannot compile {what}: {reason}. Use runtime torch.") from error
 
-    def _load(self, model: bytes, names: Sequence[str]) -> Run:
-        raise NotImplementedError
+    @abstractmethod
+    def _load(self, model: bytes, names: Sequence[str]) -> Run: ...
 
 
 class OnnxRuntime(_GraphRuntime):
