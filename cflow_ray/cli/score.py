@@ -1,0 +1,91 @@
+"""`cflow-ray pack`, `score` and `evaluate`: the archive, its table, its figures."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from cflow_ray.cli.command import Output, common, settings_of
+from cflow_ray.cli.options import data_options, runtime_option, with_options
+from cflow_ray.config import EvaluateConfig, PackConfig, ScoreConfig, load_config
+from cflow_ray.progress import ProgressBoard
+
+
+@click.command(epilog="Example: cflow-ray pack --data s3://line/mvtec --output s3://line/shards --shard-size 256MB")
+@with_options(data_options)
+@click.option("--output", metavar="URI", help="Folder of the shards.")
+@click.option("--split", metavar="NAME", help="Split to pack; `all` packs every image [test].")
+@click.option("--shard-size", metavar="SIZE", help="Size of a shard, e.g. 64MB [256MB].")
+@common
+def pack(out: Output, config_file: str | None, **flags: Any) -> None:
+    """Pack the images of a data set into tar shards with an index; record keys are the images' paths."""
+    config = load_config(PackConfig, config_file, settings_of(flags))
+    from cflow_ray.data.packing import pack as pack_images
+
+    with ProgressBoard("packing") as board:
+        packed = pack_images(config, lambda done, total: board.update("images", done, total))
+    out(asdict(packed), f"{packed.records} images in {len(packed.shards)} shards in {packed.output}")
+
+
+@click.command(
+    epilog="Example: cflow-ray score s3://line/shards --registry s3://line/registry --output s3://line/scores/2026-11-23"
+)
+@click.argument("inputs", nargs=-1, metavar="INPUT...")
+@click.option("--registry", metavar="URI", help="Registry with the checkpoints.")
+@click.option("--output", metavar="URI", help="Folder of the score table; a job that was stopped goes on there.")
+@click.option("--category", metavar="NAME", help="One category for all records.")
+@click.option("--category-pattern", metavar="PATTERN", help="How keys name their category [{category}/].")
+@click.option(
+    "--checkpoint", multiple=True, metavar="C=VERSION", help="Use this version instead of the best; repeatable."
+)
+@click.option("--maps", type=click.Choice(["none", "anomalous", "all"]), help="Which heat maps to store [none].")
+@click.option("--target-fpr", type=float, metavar="RATE", help="False-alarm rate instead of the checkpoints' own.")
+@click.option("--batch-size", type=int, metavar="N", help="Images of one pass through the encoder [16].")
+@click.option("--chunk-records", type=int, metavar="N", help="Records of one Parquet part [64].")
+@runtime_option
+@click.option("--workers", type=int, metavar="N", help="Scoring actors [as many as the cluster has room for].")
+@common
+def score(out: Output, config_file: str | None, **flags: Any) -> None:
+    """Score image archives (tar shards or folders of images) into a Parquet table, one row a record.
+
+    An image that cannot be scored is a row with `error`; a rerun with the same output does only what is missing.
+    """
+    config = load_config(ScoreConfig, config_file, settings_of(flags, own_names=("target_fpr",)))
+    from cflow_ray.score import score as score_archives
+
+    with ProgressBoard("scoring") as board:
+        summary = score_archives(config, lambda done, total: board.update("chunks", done, total))
+    text = (
+        f"{summary.rows} rows, {summary.errors} with error, {summary.anomalies} anomalies in {summary.seconds:.1f} s; "
+        f"table in {summary.output}"
+    )
+    out(asdict(summary), text)
+
+
+@click.command(epilog="Example: cflow-ray evaluate s3://line/scores/2026-11-23 --data s3://line/mvtec")
+@click.argument("results", required=False)
+@with_options(data_options)
+@click.option(
+    "--paper-score",
+    is_flag=True,
+    default=None,
+    help="Also the paper's score (maximum over the test set; for comparison only); needs --registry.",
+)
+@click.option("--registry", metavar="URI", help="Registry of the detectors that --paper-score scores with.")
+@common
+def evaluate(out: Output, config_file: str | None, **flags: Any) -> None:
+    """Metrics of a score table against a data set's labels and masks; pixel figures need `score --maps all`."""
+    config = load_config(EvaluateConfig, config_file, settings_of(flags))
+    from cflow_ray.evaluation.evaluate import evaluate as evaluate_results
+    from cflow_ray.evaluation.paper import evaluate_as_the_paper
+    from cflow_ray.evaluation.report import figures_table, metrics_table, paper_table
+
+    with ProgressBoard("evaluating") as board:
+        metrics = evaluate_results(config, lambda done, total: board.update("categories", done, total))
+        paper = evaluate_as_the_paper(config) if config.paper_score else {}
+    values: dict[str, Any] = {"categories": {name: m.as_dict() for name, m in metrics.items()}}
+    if paper:
+        values["paper_score"] = {name: asdict(figures) for name, figures in paper.items()}
+    out(values, metrics_table(metrics), figures_table(metrics), *([paper_table(paper)] if paper else []))
