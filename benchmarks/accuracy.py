@@ -36,7 +36,8 @@ from cflow_ray.evaluation.evaluate import read_mask
 from cflow_ray.evaluation.metrics import compute_metrics
 from cflow_ray.model.encoder import Encoder
 from cflow_ray.model.features import Features, encode
-from cflow_ray.model.fitting import category_seed, fit_detector
+from cflow_ray.model.fitting import fit_detector
+from cflow_ray.model.seeds import category_seed
 from cflow_ray.model.tiling import Layout
 from cflow_ray.store.storage import Storage
 from cflow_ray.store.weights import read_weights

@@ -28,13 +28,15 @@ from cflow_ray.data.samples import TEST, DataSet
 from cflow_ray.evaluation.evaluate import LabelledFindings
 from cflow_ray.evaluation.paper import paper_figures
 from cflow_ray.model.bank import DetectorBank
-from cflow_ray.model.descent import FitProgress
+from cflow_ray.model.context import FitContext
 from cflow_ray.model.encoder import Encoder
 from cflow_ray.model.features import encode
 from cflow_ray.model.fitted import Fitted
-from cflow_ray.model.fitting import category_seed, fit_detector
+from cflow_ray.model.fitting import fit_detector
 from cflow_ray.model.flow import Decoder
+from cflow_ray.model.progress import FitProgress
 from cflow_ray.model.scoring import Calibration
+from cflow_ray.model.seeds import category_seed
 from cflow_ray.model.tiling import Layout
 from cflow_ray.store.weights import read_weights
 
@@ -65,7 +67,7 @@ def main() -> None:
 
     start = time.process_time()
     features = encode(encoder, _training_images(data_set, options.category, config))
-    fitted = fit_detector(features, config, category_seed(config.seed, options.category), set_aside)
+    fitted = fit_detector(features, config, category_seed(config.seed, options.category), FitContext(set_aside))
     seconds = time.process_time() - start
     passes = {
         step: _figures(data_set, options.category, encoder, _with(fitted, states)) for step, states in sets.items()

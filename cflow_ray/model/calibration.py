@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -29,24 +29,36 @@ def calibrated(fitted: Fitted, features: Features, seed: int) -> Fitted:
     A random half of the images gives the peaks, the other half the scores. Raises DataError below 8 images.
     """
     split = halve_normals(len(features), torch.Generator().manual_seed(seed))
-    peaks = peaks_of(fitted.decoders, features, split.selection, fitted.region_HW)
-    with_peaks = replace(fitted, calibration=Calibration(peaks, ()))
+    held_out = held_out_likelihood(fitted.decoders, features, split.selection, fitted.region_HW)
+    with_peaks = replace(fitted, calibration=Calibration(held_out.peaks, ()), nll=held_out.nll)
     scores = image_scores_of(with_peaks.detector(), features, split.calibration)
-    return replace(fitted, calibration=Calibration.of(peaks, scores))
+    return replace(with_peaks, calibration=Calibration.of(held_out.peaks, scores))
 
 
-def peaks_of(
-    decoders: Sequence[Decoder], features: Features, selection: Sequence[int], region_HW: Tensor | None
-) -> tuple[float, ...]:
-    """Each level's peak: a high quantile of the likelihoods of the selection images."""
-    peaks = []
+@dataclass(frozen=True)
+class HeldOut:
+    """What the images that chose the steps say of the weights, level by level, in nats per dimension."""
+
+    peaks: tuple[float, ...]
+    """A high quantile of the log-likelihoods."""
+    nll: tuple[float, ...]
+    """The mean negative log-likelihood."""
+
+
+def held_out_likelihood(
+    decoders: Sequence[Decoder], features: Features, images: Sequence[int], region_HW: Tensor | None
+) -> HeldOut:
+    """Peaks and negative log-likelihoods of some images, over all locations inside the region of interest."""
+    peaks, nll = [], []
     for decoder, level in zip(decoders, features.levels, strict=True):
-        folded, tiles = FoldedDecoder.of(decoder), features.tiles(selection)
+        folded, tiles = FoldedDecoder.of(decoder), features.tiles(images)
         passes = [tiles[at : at + _TILES_OF_A_PASS] for at in range(0, len(tiles), _TILES_OF_A_PASS)]
         likelihood_Thw = torch.cat([folded(level.maps(of_pass)) for of_pass in passes])
         inside_hw = torch.ones(level.size, dtype=torch.bool) if region_HW is None else inside(region_HW, level.size)
-        peaks.append(_quantile(likelihood_Thw[:, inside_hw], _PEAK_QUANTILE))
-    return tuple(peaks)
+        likelihood_N = likelihood_Thw[:, inside_hw].flatten()
+        peaks.append(_quantile(likelihood_N, _PEAK_QUANTILE))
+        nll.append(-float(likelihood_N.double().mean()))
+    return HeldOut(tuple(peaks), tuple(nll))
 
 
 def image_scores_of(detector: Detector, features: Features, images: Sequence[int]) -> list[float]:

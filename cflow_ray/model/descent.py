@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -14,11 +13,14 @@ from torch.nn import functional
 
 from cflow_ray.config import DetectorConfig
 from cflow_ray.errors import FitError
+from cflow_ray.model.context import ALONE, FitContext, State
 from cflow_ray.model.fibres import Fibres
 from cflow_ray.model.flow import Decoder
 from cflow_ray.model.grouped import grouped_likelihood
 from cflow_ray.model.initialisation import initialise_from_data
+from cflow_ray.model.progress import FitProgress
 from cflow_ray.model.recipes import LevelSchedule, PaperSchedule, level_schedule
+from cflow_ray.model.seeds import seeded
 
 # Shapes: N fibres of a step, P positions, C channels, D condition channels.
 
@@ -39,49 +41,34 @@ class Level:
         return f"level {self.number} (stride {self.stride:g})"
 
 
-@dataclass(frozen=True)
-class FitProgress:
-    """Where a fit is: level and step, of how many, and the held-out negative log-likelihood per dimension (nats).
-
-    A cross-calibrated category is fitted `models` times, the last time for good.
-    """
-
-    level: int
-    levels: int
-    step: int
-    steps: int
-    nll: float
-    model: int = 0
-    models: int = 1
-
-
-Watch = Callable[[FitProgress, Decoder], None]
-"""Sees how far a level is, and its decoder as it is then."""
-
-
 def fit_level(
-    level: Level, train: Fibres, held_out: Fibres, config: DetectorConfig, seed: int, watch: Watch
+    level: Level, train: Fibres, held_out: Fibres, config: DetectorConfig, seed: int, context: FitContext = ALONE
 ) -> Decoder:
-    """The decoder of one level; raises FitError, naming level and step, where loss or weights stop being finite."""
+    """The decoder of one level; raises FitError, naming level and step, where loss or weights stop being finite.
+
+    Goes on from the context's savepoint of this level, if there is one, to the same weights as an undisturbed fit.
+    """
     generator = seeded(seed, f"level{level.number}")
     decoder = Decoder(train.channels, config.flow, generator)
     if config.recipe == "paper":
-        draws = (generator, seeded(seed, "order"))  # all levels shuffle the images alike, as one loader would
-        return _fit_as_the_paper(level, decoder, train, held_out, draws, watch)
+        shuffles = seeded(seed, "order")  # all levels shuffle the images alike, as one loader would
+        return _fit_as_the_paper(level, PaperDescent(decoder, train, generator, shuffles), held_out, context)
     schedule = level_schedule(config.recipe, level.stride, len(train))
     initialise_from_data(decoder, train.spread(_INITIAL_FIBRES, generator)[0].flatten(0, 1))
     best = _Best(level, decoder, held_out.spread(_SELECTION_FIBRES, generator))
-    for step, loss in descend(decoder, train, schedule, generator, fitting_precision(config)):
-        _refuse_non_finite(loss, level, step)
-        if step % schedule.check_every == 0 or step == schedule.steps:
+    descent = Descent(decoder, train, schedule, generator, fitting_precision(config))
+    part = f"level{level.number}"
+    if (kept := context.savepoints.load(part)) is not None:
+        descent.restore(kept)
+        best.restore(kept)
+    while descent.taken < schedule.steps:
+        _refuse_non_finite(descent.step(), level, descent.taken)
+        if descent.taken % schedule.check_every == 0 or descent.taken == schedule.steps:
             best.look()
-            watch(FitProgress(level.number, level.of, step, schedule.steps, best.nll), decoder)
+            context.watch(FitProgress(level.number, level.of, descent.taken, schedule.steps, best.nll), decoder)
+            if context.savepoints.due(part):
+                context.savepoints.save(part, descent.state() | best.state())
     return best.decoder()
-
-
-def seeded(seed: int, use: str) -> torch.Generator:
-    """A generator of its own for every use of a seed, so that none disturbs another's draws."""
-    return torch.Generator().manual_seed(zlib.crc32(f"{seed}/{use}".encode()))
 
 
 def fitting_precision(config: DetectorConfig) -> torch.dtype:
@@ -92,63 +79,105 @@ def fitting_precision(config: DetectorConfig) -> torch.dtype:
     return torch.bfloat16 if config.precision == "bfloat16" else torch.float32
 
 
-def descend(
-    decoder: Decoder, fibres: Fibres, schedule: LevelSchedule, generator: torch.Generator, precision: torch.dtype
-) -> Iterator[tuple[int, Tensor]]:
-    """Take the schedule's steps; yields (steps taken, loss). Loss: -log sigmoid(log p / C), paper section 5."""
-    optimiser = torch.optim.Adam([p for p in decoder.parameters() if p.requires_grad], lr=schedule.rate, fused=True)
-    for step in range(schedule.steps):
-        _set_rate(optimiser, schedule.rate_at(step))
-        fibres_tpC, condition_pD = fibres.draw(schedule.fibres, generator, schedule.positions)
-        likelihood_tp = grouped_likelihood(decoder, fibres_tpC, condition_pD, precision)
-        yield step + 1, _step(optimiser, likelihood_tp)
+class Descent:
+    """Adam along a schedule on random fibres. Loss: -log sigmoid(log p / C), paper section 5."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        fibres: Fibres,
+        schedule: LevelSchedule,
+        generator: torch.Generator,
+        precision: torch.dtype,
+    ) -> None:
+        self.taken = 0
+        """Steps."""
+        self._decoder = decoder
+        self._fibres = fibres
+        self._schedule = schedule
+        self._generator = generator
+        self._precision = precision
+        self._optimiser = torch.optim.Adam(_fitted_parameters(decoder), lr=schedule.rate, fused=True)
+
+    def step(self) -> Tensor:
+        """Take the next step; its loss, before it."""
+        _set_rate(self._optimiser, self._schedule.rate_at(self.taken))
+        fibres_tpC, condition_pD = self._fibres.draw(self._schedule.fibres, self._generator, self._schedule.positions)
+        self.taken += 1
+        return _step(self._optimiser, grouped_likelihood(self._decoder, fibres_tpC, condition_pD, self._precision))
+
+    def state(self) -> State:
+        """All that `restore` goes on from."""
+        counters = {"taken": torch.tensor(self.taken), "generator": self._generator.get_state()}
+        return counters | _state_of(self._decoder, self._optimiser)
+
+    def restore(self, state: State) -> None:
+        """Be where another descent was when it gave this state."""
+        self.taken = int(state["taken"])
+        self._generator.set_state(state["generator"])
+        _restore(state, self._decoder, self._optimiser)
 
 
-def descend_as_the_paper(
-    decoder: Decoder, fibres: Fibres, schedule: PaperSchedule, draws: tuple[torch.Generator, torch.Generator]
-) -> Iterator[tuple[int, Tensor]]:
-    """Take the official code's steps (`train_meta_epoch`); yields (passes over the images ended, loss) a step.
+class PaperDescent:
+    """The official code's steps (`train_meta_epoch`): passes over shuffled batches of images, in shuffled fibres."""
 
-    `draws` shuffle the fibres of a batch of images, and the images into batches.
-    """
-    optimiser = torch.optim.Adam([p for p in decoder.parameters() if p.requires_grad], lr=schedule.rate)
-    for number in range(schedule.meta_epochs * schedule.sub_epochs):
-        meta_epoch, sub_epoch = divmod(number, schedule.sub_epochs)
-        batches = list(fibres.batches(schedule.images, draws[1]))
+    def __init__(self, decoder: Decoder, fibres: Fibres, generator: torch.Generator, shuffles: torch.Generator) -> None:
+        """`generator` shuffles the fibres of a batch of images, `shuffles` the images into batches."""
+        self.schedule = PaperSchedule()
+        self.decoder = decoder
+        self.passes = 0
+        """Ended."""
+        self._fibres = fibres
+        self._generators = {"generator": generator, "shuffles": shuffles}
+        self._optimiser = torch.optim.Adam(_fitted_parameters(decoder), lr=self.schedule.rate)
+
+    def spread(self, fibres: Fibres, count: int) -> tuple[Tensor, Tensor]:
+        """Some other fibres, drawn as those of the descent are."""
+        return fibres.spread(count, self._generators["generator"])
+
+    def one_pass(self) -> Iterator[Tensor]:
+        """The next pass over the images; the loss of each of its steps."""
+        meta_epoch, sub_epoch = divmod(self.passes, self.schedule.sub_epochs)
+        batches = list(self._fibres.batches(self.schedule.images, self._generators["shuffles"]))
         for batch, tiles in enumerate(batches):
-            of_epoch = (batch + sub_epoch * len(batches), schedule.sub_epochs * len(batches))
-            _set_rate(optimiser, schedule.rate_at(meta_epoch, *of_epoch))
-            for fibres_NC, condition_ND in fibres.shuffled(tiles, schedule.fibres, draws[0]):
-                yield number, _step(optimiser, decoder(fibres_NC, condition_ND))
+            of_epoch = (batch + sub_epoch * len(batches), self.schedule.sub_epochs * len(batches))
+            _set_rate(self._optimiser, self.schedule.rate_at(meta_epoch, *of_epoch))
+            for fibres_NC, condition_ND in self._fibres.shuffled(
+                tiles, self.schedule.fibres, self._generators["generator"]
+            ):
+                yield _step(self._optimiser, self.decoder(fibres_NC, condition_ND))
+        self.passes += 1
+
+    def state(self) -> State:
+        """All that `restore` goes on from, between two passes."""
+        draws = {name: generator.get_state() for name, generator in self._generators.items()}
+        return {"passes": torch.tensor(self.passes)} | draws | _state_of(self.decoder, self._optimiser)
+
+    def restore(self, state: State) -> None:
+        """Be where another descent was when it gave this state."""
+        self.passes = int(state["passes"])
+        for name, generator in self._generators.items():
+            generator.set_state(state[name])
+        _restore(state, self.decoder, self._optimiser)
 
 
-def _fit_as_the_paper(
-    level: Level,
-    decoder: Decoder,
-    train: Fibres,
-    held_out: Fibres,
-    draws: tuple[torch.Generator, torch.Generator],
-    watch: Watch,
-) -> Decoder:
+def _fit_as_the_paper(level: Level, descent: PaperDescent, held_out: Fibres, context: FitContext) -> Decoder:
     """The last step's weights: nothing selects. The held-out likelihood is only shown, after every pass."""
-    schedule = PaperSchedule()
-    seen = held_out.spread(_SELECTION_FIBRES, draws[0])
-    passes, ended = schedule.meta_epochs * schedule.sub_epochs, 0
-
-    def look(passes_ended: int) -> None:
+    seen = descent.spread(held_out, _SELECTION_FIBRES)
+    passes, part = descent.schedule.meta_epochs * descent.schedule.sub_epochs, f"level{level.number}"
+    if (kept := context.savepoints.load(part)) is not None:
+        descent.restore(kept)
+    while descent.passes < passes:
+        for step, loss in enumerate(descent.one_pass(), start=1):
+            _refuse_non_finite(loss, level, step, f" of pass {descent.passes + 1}")
         with torch.no_grad():
-            nll = -float(grouped_likelihood(decoder, *seen).mean())
-        watch(FitProgress(level.number, level.of, passes_ended, passes, nll), decoder)
-
-    for step, (now, loss) in enumerate(descend_as_the_paper(decoder, train, schedule, draws), start=1):
-        _refuse_non_finite(loss, level, step)
-        if now > ended:  # the weights seen are one step into the next pass
-            look(now)
-            ended = now
-    look(passes)
-    if not all(torch.isfinite(parameter).all() for parameter in decoder.parameters()):
+            nll = -float(grouped_likelihood(descent.decoder, *seen).mean())
+        context.watch(FitProgress(level.number, level.of, descent.passes, passes, nll), descent.decoder)
+        if context.savepoints.due(part):
+            context.savepoints.save(part, descent.state())
+    if not all(torch.isfinite(parameter).all() for parameter in descent.decoder.parameters()):
         raise FitError(f"the weights stopped being finite at {level}, in the last step.")
-    return decoder
+    return descent.decoder
 
 
 class _Best:
@@ -167,6 +196,14 @@ class _Best:
         nll = -float(grouped_likelihood(self._decoder, *self._held_out).mean())
         if nll < self.nll:
             self.nll, self._state = nll, copy.deepcopy(self._decoder.state_dict())
+
+    def state(self) -> State:
+        return {"nll": torch.tensor(self.nll, dtype=torch.float64)} | {
+            f"best.{name}": tensor for name, tensor in self._state.items()
+        }
+
+    def restore(self, state: State) -> None:
+        self.nll, self._state = float(state["nll"]), _below("best.", state)
 
     def decoder(self) -> Decoder:
         if not self._state:
@@ -188,6 +225,31 @@ def _set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
-def _refuse_non_finite(loss: Tensor, level: Level, step: int) -> None:
+def _refuse_non_finite(loss: Tensor, level: Level, step: int, of: str = "") -> None:
     if not torch.isfinite(loss):
-        raise FitError(f"the loss became {loss.item()} at {level}, step {step}.")
+        raise FitError(f"the loss became {loss.item()} at {level}, step {step}{of}.")
+
+
+def _fitted_parameters(decoder: Decoder) -> list[Tensor]:
+    return [parameter for parameter in decoder.parameters() if parameter.requires_grad]
+
+
+def _state_of(decoder: Decoder, optimiser: torch.optim.Optimizer) -> State:
+    """Weights and moments, each named alike in every descent of such a decoder."""
+    state = {f"decoder.{name}": tensor for name, tensor in decoder.state_dict().items()}
+    for number, moments in optimiser.state_dict()["state"].items():
+        state |= {f"adam.{number}.{name}": tensor for name, tensor in moments.items()}
+    return state
+
+
+def _restore(state: State, decoder: Decoder, optimiser: torch.optim.Optimizer) -> None:
+    decoder.load_state_dict(_below("decoder.", state))
+    moments: dict[int, State] = {}
+    for name, tensor in _below("adam.", state).items():
+        number, _, moment = name.partition(".")
+        moments.setdefault(int(number), {})[moment] = tensor
+    optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
+
+
+def _below(prefix: str, state: State) -> State:
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}

@@ -22,6 +22,8 @@ class Fitted:
     calibration: Calibration
     region_HW: Tensor | None = None
     """Which pixels of the input count, bool; None counts all."""
+    nll: tuple[float, ...] = ()
+    """Held-out negative log-likelihood per dimension of each level, in nats; empty where it is not known."""
 
     def detector(self, encoder_digest: str = "") -> Detector:
         """The detector that scores with these weights."""

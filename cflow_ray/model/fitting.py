@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import zlib
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -10,56 +10,70 @@ import torch
 from torch import Tensor
 
 from cflow_ray.config import DetectorConfig
-from cflow_ray.model.calibration import image_scores_of, peaks_of
-from cflow_ray.model.descent import FitProgress, Level, Watch, fit_level, seeded
+from cflow_ray.model.calibration import held_out_likelihood, image_scores_of
+from cflow_ray.model.context import ALONE, FitContext
+from cflow_ray.model.descent import Level, fit_level
 from cflow_ray.model.features import Features
 from cflow_ray.model.fibres import Fibres
 from cflow_ray.model.fitted import Fitted
 from cflow_ray.model.flow import Decoder
-from cflow_ray.model.partition import Split, cross_normals, is_cross, split_normals
+from cflow_ray.model.partition import Split, splits_of
 from cflow_ray.model.region import read_from
 from cflow_ray.model.scoring import Calibration
+from cflow_ray.model.seeds import model_seed
 
 # Shapes: I images, T tiles, P = h * w positions of a level, C channels.
 
-
-def category_seed(run_seed: int, category: str) -> int:
-    """The seed of a category, from the run's seed and its name, so that neither order nor company matters."""
-    return zlib.crc32(f"{run_seed}/{category}".encode())
+_SCORES = "scores"
 
 
 def fit_detector(
     features: Features,
     config: DetectorConfig,
     seed: int,
-    watch: Watch = lambda progress, decoder: None,
+    context: FitContext = ALONE,
     region_HW: Tensor | None = None,
+    splits: Sequence[Split] = (),
 ) -> Fitted:
     """Fit and calibrate a detector from the features of a category's normal images.
 
     The same arguments on the same machine give the same weights. With `calibration: cross` every image is scored by a
-    model that was fitted without it, and the last model, which is kept, calibrates none. Raises DataError where there
-    are too few images and FitError where features or weights stop being finite, naming the level and the step.
+    model that was fitted without it, and the last model, which is kept, calibrates none. `splits` are those of
+    `splits_of` for another seed than the fit's, so that fits with several seeds hold out the same images. Raises
+    DataError where there are too few images and FitError where features or weights stop being finite, naming the level
+    and the step.
     """
-    generator = seeded(seed, "split")
-    if is_cross(len(features), config):
-        splits = cross_normals(len(features), config, generator)
-    else:
-        splits = [split_normals(len(features), config, generator)]
     if len(features.levels) != config.encoder.levels:
         raise ValueError(f"features of {len(features.levels)} levels for an encoder of {config.encoder.levels}")
-    scores: list[float] = []
-    for number, split in enumerate(splits):
-        watch_model = _of_model(watch, number, len(splits))
-        decoders = _fit_levels(features, split, config, zlib.crc32(f"{seed}/{number}".encode()), watch_model, region_HW)
-        peaks = peaks_of(decoders, features, split.selection, region_HW)
-        fitted = Fitted(config, decoders, Calibration(peaks, ()), region_HW)
+    splits = splits or splits_of(len(features), config, seed)
+    scores, first = _kept_scores(context)
+    for number, split in list(enumerate(splits))[first:]:
+        of_model = context.of_model(number, len(splits))
+        decoders = _fit_levels(features, split, config, model_seed(seed, number), of_model, region_HW)
+        held_out = held_out_likelihood(decoders, features, split.selection, region_HW)
+        fitted = Fitted(config, decoders, Calibration(held_out.peaks, ()), region_HW, held_out.nll)
         scores += image_scores_of(fitted.detector(), features, split.calibration)
+        if number + 1 < len(splits) and context.savepoints.due(_SCORES):
+            _keep_scores(context, scores, number + 1)
     return replace(fitted, calibration=Calibration.of(fitted.calibration.peaks, scores))
 
 
+def _kept_scores(context: FitContext) -> tuple[list[float], int]:
+    """The calibration scores of an earlier run's finished models, and how many models these are; never the last."""
+    kept = context.savepoints.load(_SCORES)
+    return ([], 0) if kept is None else (kept["scores"].tolist(), int(kept["models"]))
+
+
+def _keep_scores(context: FitContext, scores: list[float], models: int) -> None:
+    """From here on the finished models' own states are not needed."""
+    state = {"scores": torch.tensor(scores, dtype=torch.float64), "models": torch.tensor(models)}
+    context.savepoints.save(_SCORES, state)
+    for number in range(models):
+        context.of_model(number, models).savepoints.forget("")
+
+
 def _fit_levels(
-    features: Features, split: Split, config: DetectorConfig, seed: int, watch: Watch, region_HW: Tensor | None
+    features: Features, split: Split, config: DetectorConfig, seed: int, context: FitContext, region_HW: Tensor | None
 ) -> tuple[Decoder, ...]:
     """All levels' decoders, side by side where torch has several threads, one thread a level then."""
 
@@ -70,7 +84,7 @@ def _fit_levels(
         channels = config.flow.condition_channels
         train = Fibres(level_features, features.tiles(split.train, copies=True), channels, inside_P)
         held_out = Fibres(level_features, features.tiles(split.selection), channels, inside_P)
-        decoder = fit_level(level, train, held_out, config, seed, watch)
+        decoder = fit_level(level, train, held_out, config, seed, context)
         decoder.round_to(config.dtype)
         return decoder
 
@@ -83,10 +97,3 @@ def _fit_levels(
             return tuple(pool.map(fit, reversed(numbers)))[::-1]  # the widest level takes longest: first
     finally:
         torch.set_num_threads(threads)
-
-
-def _of_model(watch: Watch, number: int, of: int) -> Watch:
-    def watch_model(progress: FitProgress, decoder: Decoder) -> None:
-        watch(replace(progress, model=number, models=of), decoder)
-
-    return watch_model

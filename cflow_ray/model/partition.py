@@ -9,6 +9,7 @@ import torch
 
 from cflow_ray.config import DetectorConfig
 from cflow_ray.errors import ConfigError, DataError
+from cflow_ray.model.seeds import seeded
 
 SMALLEST_CATEGORY = 8
 """Fewest normal images a detector is fitted from."""
@@ -28,6 +29,14 @@ class Split:
 def is_cross(count: int, config: DetectorConfig) -> bool:
     """Whether `count` normal images are calibrated by folds."""
     return config.calibration == "cross" or (config.calibration == "auto" and count < _CROSS_BELOW)
+
+
+def splits_of(count: int, config: DetectorConfig, seed: int) -> list[Split]:
+    """The split of every model that a category's fit takes, the last one that of the model that is kept."""
+    generator = seeded(seed, "split")
+    if is_cross(count, config):
+        return cross_normals(count, config, generator)
+    return [split_normals(count, config, generator)]
 
 
 def split_normals(count: int, config: DetectorConfig, generator: torch.Generator) -> Split:

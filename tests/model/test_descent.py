@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -14,19 +14,15 @@ from torch import Tensor, nn
 
 from cflow_ray.config import DetectorConfig, EncoderConfig, FlowConfig
 from cflow_ray.errors import FitError
-from cflow_ray.model.descent import (
-    FitProgress,
-    Level,
-    descend_as_the_paper,
-    fit_level,
-    fitting_precision,
-    seeded,
-)
+from cflow_ray.model.context import FitContext
+from cflow_ray.model.descent import Level, PaperDescent, fit_level, fitting_precision
 from cflow_ray.model.features import Features
 from cflow_ray.model.fibres import Fibres
 from cflow_ray.model.flow import Decoder
 from cflow_ray.model.position import position_encoding
+from cflow_ray.model.progress import FitProgress
 from cflow_ray.model.recipes import PaperSchedule
+from cflow_ray.model.seeds import seeded
 
 FLOW = FlowConfig(blocks=2, condition_channels=8)
 LEVEL = Level(number=1, of=3, stride=16)
@@ -135,8 +131,9 @@ def test_the_papers_recipe_gives_the_loss_curve_of_a_plain_loop(images: int, siz
     steps = 120
     decoder = Decoder(5, FLOW, seeded(7, "level1"))
     twin = plain_flow(decoder)
-    ours = descend_as_the_paper(decoder, fibres_of(maps_IChw), PaperSchedule(), (seeded(7, "f"), seeded(7, "i")))
-    found = [float(loss) for _, loss in itertools.islice(ours, steps)]
+    descent = PaperDescent(decoder, fibres_of(maps_IChw), seeded(7, "f"), seeded(7, "i"))
+    ours = itertools.chain.from_iterable(descent.one_pass() for _ in range(200))
+    found = [float(loss) for loss in itertools.islice(ours, steps)]
     expected = list(itertools.islice(official_losses(twin, maps_IChw, seeded(7, "f"), seeded(7, "i")), steps))
     assert found == pytest.approx(expected, abs=1e-4)
     assert found[:50] == pytest.approx(expected[:50], abs=2e-5)
@@ -170,13 +167,14 @@ def test_the_papers_recipe_keeps_the_weights_of_its_last_step() -> None:
         fibres_of(maps(4, size=(2, 4), seed=1)),
         config(recipe="paper"),
         3,
-        lambda progress, decoder: watched.append(progress),
+        FitContext(lambda progress, decoder: watched.append(progress)),
     )
     generator = seeded(3, "level1")
     decoder = Decoder(5, FLOW, generator)
-    fibres_of(maps(4, size=(2, 4), seed=1)).spread(2048, generator)
-    for _ in descend_as_the_paper(decoder, fibres_of(maps_IChw), PaperSchedule(), (generator, seeded(3, "order"))):
-        pass
+    descent = PaperDescent(decoder, fibres_of(maps_IChw), generator, seeded(3, "order"))
+    descent.spread(fibres_of(maps(4, size=(2, 4), seed=1)), 2048)
+    for _ in range(200):
+        list(descent.one_pass())
     assert all(torch.equal(a, b) for a, b in zip(fitted.parameters(), decoder.parameters(), strict=True))
     assert [progress.step for progress in watched] == list(range(1, 201))
     assert {(progress.level, progress.levels, progress.steps) for progress in watched} == {(1, 3, 200)}
@@ -185,22 +183,21 @@ def test_the_papers_recipe_keeps_the_weights_of_its_last_step() -> None:
 
 # bad steps
 
-Watch = Callable[[FitProgress, Decoder], None]
 
-
-def poison(at: int) -> Watch:
+def poison(at: int) -> FitContext:
     """Makes a weight NaN the first time that a fit reports this step or a later one."""
 
     def watch(progress: FitProgress, decoder: Decoder) -> None:
         if progress.step >= at:
             decoder.blocks[0].global_offset.data[0, 0] = math.nan
 
-    return watch
+    return FitContext(watch)
 
 
-@pytest.mark.parametrize(("recipe", "at", "step"), [("fast", 20, 21), ("fast", 60, 61), ("paper", 1, 3)])
-def test_a_weight_that_is_no_number_stops_the_fit_by_level_and_step(recipe: str, at: int, step: int) -> None:
-    """The paper's recipe reports a pass when it is one step into the next, so pass 1 is seen after step 2."""
+@pytest.mark.parametrize(
+    ("recipe", "at", "step"), [("fast", 20, "21"), ("fast", 60, "61"), ("paper", 1, "1 of pass 2")]
+)
+def test_a_weight_that_is_no_number_stops_the_fit_by_level_and_step(recipe: str, at: int, step: str) -> None:
     fibres = fibres_of(maps(100, size=(4, 16)) if recipe == "fast" else maps(32, size=(2, 4)))
     with pytest.raises(FitError, match=rf"loss became nan at level 1 \(stride 16\), step {step}\."):
         fit_level(LEVEL, fibres, fibres_of(maps(4)), config(recipe=recipe), 0, poison(at))
@@ -216,9 +213,8 @@ def test_the_papers_recipe_does_not_hand_out_weights_that_are_no_numbers() -> No
 def test_what_is_no_number_after_the_best_step_does_not_matter() -> None:
     fibres = fibres_of(maps(32, size=(4, 16)))
     steps = list[int]()
-    fit_level(
-        LEVEL, fibres, fibres_of(maps(4)), config(recipe="fast"), 0, lambda progress, _: steps.append(progress.steps)
-    )
+    counting = FitContext(lambda progress, _: steps.append(progress.steps))
+    fit_level(LEVEL, fibres, fibres_of(maps(4)), config(recipe="fast"), 0, counting)
     decoder = fit_level(LEVEL, fibres, fibres_of(maps(4)), config(recipe="fast"), 0, poison(steps[-1]))
     assert all(torch.isfinite(parameter).all() for parameter in decoder.parameters())
 
@@ -246,7 +242,7 @@ def test_either_precision_fits(precision: str) -> None:
         fibres_of(maps_IChw[400:]),
         config(recipe="fast").model_copy(update={"precision": precision}),
         0,
-        lambda progress, _: reports.append(progress),
+        FitContext(lambda progress, _: reports.append(progress)),
     )
     assert all(parameter.dtype == torch.float32 for parameter in decoder.parameters())
     assert reports[-1].nll < reports[0].nll - 0.2

@@ -18,15 +18,17 @@ from torch.nn import functional
 from cflow_ray.config import DetectorConfig, EncoderConfig, FlowConfig
 from cflow_ray.errors import DataError, FitError
 from cflow_ray.model.bank import DetectorBank
-from cflow_ray.model.descent import FitProgress, seeded
+from cflow_ray.model.context import FitContext
 from cflow_ray.model.detector import Detector
 from cflow_ray.model.encoder import Encoder
 from cflow_ray.model.features import Features, encode
 from cflow_ray.model.fitted import Fitted
-from cflow_ray.model.fitting import category_seed, fit_detector
+from cflow_ray.model.fitting import fit_detector
 from cflow_ray.model.flow import Decoder
 from cflow_ray.model.folded import FoldedDecoder
 from cflow_ray.model.partition import cross_normals, split_normals
+from cflow_ray.model.progress import FitProgress
+from cflow_ray.model.seeds import category_seed, seeded
 from cflow_ray.model.tiling import Layout
 
 TWO_LEVELS = DetectorConfig(
@@ -130,7 +132,7 @@ def test_levels_side_by_side_give_bit_for_bit_what_they_give_in_turn(recipe: str
     config = TINY.model_copy(update={"recipe": recipe})
     pyramid = [level[..., :4, :4] for level in small_pyramid(9)]
     used = set[int]()
-    first = fit(pyramid, config, watch=lambda *_: used.add(threading.get_ident()))
+    first = fit(pyramid, config, context=FitContext(lambda *_: used.add(threading.get_ident())))
     again = fit(pyramid, config) if recipe == "fast" else first  # 200 passes a fit
     assert threading.get_ident() not in used
     torch.set_num_threads(1)
@@ -150,7 +152,7 @@ def test_a_failure_of_one_level_among_several_threads_is_that_levels() -> None:
 
     # the paper's recipe takes 256 fibres a step: 16 of 20 images are 256 fibres of stride 16
     with pytest.raises(FitError, match=r"level 1 \(stride 16\), step \d"):
-        fit(small_pyramid(20), TINY.model_copy(update={"recipe": "paper"}), watch=poison)
+        fit(small_pyramid(20), TINY.model_copy(update={"recipe": "paper"}), context=FitContext(poison))
 
 
 def test_the_features_are_left_as_they_were() -> None:
@@ -166,7 +168,9 @@ def test_the_features_are_left_as_they_were() -> None:
 @pytest.fixture(scope="module")
 def structured() -> tuple[Detector, list[FitProgress]]:
     reports: list[FitProgress] = []
-    fitted = fit(structured_pyramid(400, seed=0), watch=lambda progress, decoder: reports.append(progress))
+    fitted = fit(
+        structured_pyramid(400, seed=0), context=FitContext(lambda progress, decoder: reports.append(progress))
+    )
     return fitted.detector(), reports
 
 
@@ -324,7 +328,7 @@ def test_the_kept_model_is_the_last_and_calibrates_none() -> None:
         last[progress.level] = progress.nll
 
     config = TINY.model_copy(update={"calibration": "cross"})
-    fitted = fit(small_pyramid(15), config, watch=watch)
+    fitted = fit(small_pyramid(15), config, context=FitContext(watch))
     assert list(dict.fromkeys(models)) == [(number, 6) for number in range(6)]
     split = cross_normals(15, config, seeded(0, "split"))[-1]
     for number, (decoder, level) in enumerate(zip(fitted.decoders, small_pyramid(15), strict=True)):
