@@ -23,12 +23,14 @@ from cflow_ray.evaluation.metrics import Metrics
 from cflow_ray.evaluation.report import heat_map_panel
 from cflow_ray.model.augmentation import altered_copies
 from cflow_ray.model.bank import DetectorBank
-from cflow_ray.model.descent import FitProgress
+from cflow_ray.model.context import FitContext
 from cflow_ray.model.detector import Detector, Finding
 from cflow_ray.model.encoder import Encoder
 from cflow_ray.model.features import Features
 from cflow_ray.model.fitted import Fitted
-from cflow_ray.model.fitting import category_seed, fit_detector
+from cflow_ray.model.fitting import fit_detector
+from cflow_ray.model.progress import FitProgress
+from cflow_ray.model.seeds import category_seed
 from cflow_ray.store.checkpoint import Manifest
 from cflow_ray.store.registry import Registry
 from cflow_ray.store.storage import Storage, split_uri
@@ -119,7 +121,7 @@ class _Fit:
             features,
             self._task.detector,
             self._seed,
-            lambda progress, _: report(progress),
+            FitContext(lambda progress, _: report(progress)),
             region_HW,
         )
         detector = fitted.detector()

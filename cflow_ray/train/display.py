@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cflow_ray.evaluation.report import figure
-from cflow_ray.model.descent import FitProgress
+from cflow_ray.model.progress import FitProgress
 from cflow_ray.progress import ProgressBoard
 from cflow_ray.train.category import Outcome
 from cflow_ray.train.queue import QueueStatus

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import ray
 
-from cflow_ray.model.descent import FitProgress
+from cflow_ray.model.progress import FitProgress
 from cflow_ray.train.category import FitTask, Outcome
 
 _DEATHS_TO_SET_ASIDE = 2

@@ -22,7 +22,7 @@ from cflow_ray.data.datasets import read_data_set
 from cflow_ray.data.samples import DataSet
 from cflow_ray.errors import CheckpointError, DataError
 from cflow_ray.evaluation.metrics import Metrics
-from cflow_ray.model.descent import FitProgress
+from cflow_ray.model.progress import FitProgress
 from cflow_ray.store.registry import Registry, check_category_name
 from cflow_ray.store.storage import Storage, split_uri
 from cflow_ray.train.category import FitSite, FitTask, Outcome, fit_category
