@@ -1,6 +1,7 @@
 """Accuracy of every recipe on real and drawn defects: the table of the README, one row a fit.
 
 Run: python -m benchmarks.accuracy [--only screw-256,cookie-256] [--encoder resnet18] [--recipes fast,balanced] [--seeds 3]
+                                   [--dtype float16]
 
 Every set is encoded once (train and test), then each recipe and seed is fitted from the same features and scored. No
 test image chooses anything. All but 4 to 10 % of the training images train (`calibration_fraction: 0.01`): accuracy is
@@ -24,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.report import RESULTS, write
+from benchmarks.report import RESULTS, commit, write
 from benchmarks.sides import CHECKOUT
 from cflow_ray.config import DataConfig, DetectorConfig, EncoderConfig
 from cflow_ray.data import elpv, synthetic
@@ -81,7 +82,7 @@ def main() -> None:
             continue
         encoded = _encode(name, missing[0]["encoder"])
         for row in missing:
-            rows.append(row | _fit(encoded, row))
+            rows.append(row | _fit(encoded, row) | {"commit": commit()})
             write({"name": "accuracy", "threads": options.threads, "rows": rows})
             print(json.dumps(rows[-1]), flush=True)
     print(table(rows))
@@ -90,15 +91,19 @@ def main() -> None:
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: a line per set, encoder and recipe; mean and range over the seeds, in per cent."""
     lines = [
-        "| data | encoder | recipe | seeds | image AUROC | pixel AUROC | AUPRO | pixel F1 | fit CPU-s |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| data | encoder | recipe | stored as | seeds | image AUROC | pixel AUROC | AUPRO | pixel F1 | fit CPU-s |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for key in dict.fromkeys((row["set"], row["encoder"], row["recipe"]) for row in rows):
-        of_key = [row for row in rows if (row["set"], row["encoder"], row["recipe"]) == key]
+    for key in dict.fromkeys(_key(row) for row in rows):
+        of_key = [row for row in rows if _key(row) == key]
         figures = " | ".join(_mean_and_range([row[name] for row in of_key]) for name in _FIGURES)
         seconds = sum(row["fit_cpu_seconds"] for row in of_key) / len(of_key)
         lines.append(f"| {' | '.join(key)} | {len(of_key)} | {figures} | {seconds:.0f} |")
     return "\n".join(lines)
+
+
+def _key(row: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(row[name] for name in ("set", "encoder", "recipe", "dtype"))
 
 
 def _options() -> argparse.Namespace:
@@ -107,13 +112,14 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--encoder", choices=list(_ENCODERS), default="tf_efficientnet_lite0")
     parser.add_argument("--recipes", type=lambda text: text.split(","), default=["fast", "balanced", "best"])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--dtype", choices=["float32", "float16"], default="float32", help="of the stored matrices")
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
 
 
 def _wanted(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     return [
-        {"set": name, "encoder": options.encoder, "recipe": recipe, "seed": seed}
+        {"set": name, "encoder": options.encoder, "recipe": recipe, "dtype": options.dtype, "seed": seed}
         for recipe in options.recipes
         for seed in range(options.seeds)
     ]
@@ -134,6 +140,7 @@ def _fit(encoded: EncodedSet, row: dict[str, Any]) -> dict[str, Any]:
         encoder=_ENCODERS[row["encoder"]],
         input_size=int(size),
         recipe=row["recipe"],
+        dtype=row["dtype"],
         seed=row["seed"],
         calibration="split",
         calibration_fraction=0.01,

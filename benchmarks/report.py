@@ -45,12 +45,17 @@ def significant(value: float, digits: int = 4) -> float:
     return float(f"{value:.{digits}g}")
 
 
+def commit() -> str:
+    """The checkout's commit, marked where the package has changed since."""
+    return _git("rev-parse", "HEAD") + ("+changes" if _git("status", "--porcelain", "cflow_ray") else "")
+
+
 def _origin() -> dict[str, Any]:
     return {
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": _machine(),
         "versions": {"ours": _versions(OURS), "peer": _versions(ANOMALIB)},
-        "commit": _git("rev-parse", "HEAD") + ("+changes" if _git("status", "--porcelain", "cflow_ray") else ""),
+        "commit": commit(),
         "command": shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
     }
 

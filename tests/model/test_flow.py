@@ -141,6 +141,14 @@ def test_the_shapes_of_a_state_are_known_without_a_decoder(channels: int, condit
     assert decoder.blocks[0].splits == [*halves(channels)]
 
 
+@pytest.mark.parametrize(("matrix_bytes", "limit"), [(4, 510e6), (2, 260e6)])
+def test_decoders_of_a_wide_resnet50_take_half_of_the_papers_bytes(matrix_bytes: int, limit: float) -> None:
+    """The paper's model has 947 MB with its encoder."""
+    shapes = [shape for channels in (512, 1024, 2048) for shape in state_shapes(channels, FlowConfig()).values()]
+    stored = sum(math.prod(shape) * (matrix_bytes if min(shape) > 1 and len(shape) == 2 else 4) for shape in shapes)
+    assert 0.9 * limit < stored <= limit
+
+
 @pytest.mark.parametrize("channels", LEVELS)
 def test_every_encoders_levels_have_finite_likelihoods(channels: int) -> None:
     fibres_NC, condition_ND = (tensor.float() for tensor in fibres_and_condition(3, channels, 128))
