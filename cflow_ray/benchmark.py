@@ -10,10 +10,11 @@ from typing import Any
 
 from cflow_ray.config import FitConfig, load_config
 from cflow_ray.errors import ConfigError
-from cflow_ray.evaluation.metrics import Metrics
+from cflow_ray.evaluation.figures import Metrics
 from cflow_ray.evaluation.published import MVTEC_AD, PAPER_WRN50
 from cflow_ray.store.storage import Storage
-from cflow_ray.train import Outcome, Watch, fit
+from cflow_ray.train.run import Watch, fit
+from cflow_ray.train.task import Outcome
 
 BENCHMARKS = {"mvtec_ad": MVTEC_AD}
 """Benchmarks by name, with their categories in the order of the tables."""

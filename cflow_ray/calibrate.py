@@ -57,6 +57,7 @@ def calibrate(config: CalibrateConfig, watch: Watch = lambda done, total: None) 
         update={
             "peaks": fitted.calibration.peaks,
             "calibration_scores": fitted.calibration.scores,
+            "nll": fitted.nll,
             "metrics": {},  # they were the old calibration's
             "data_digest": "",
             "created": datetime.now(UTC).isoformat(timespec="seconds"),

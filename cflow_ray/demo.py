@@ -32,7 +32,7 @@ from cflow_ray.data.packing import pack
 from cflow_ray.data.samples import TEST, DataSet, Sample
 from cflow_ray.errors import FitError, ServingError
 from cflow_ray.evaluation.evaluate import evaluate, read_mask
-from cflow_ray.evaluation.metrics import Metrics
+from cflow_ray.evaluation.figures import Metrics
 from cflow_ray.evaluation.report import heat_map_panel, metrics_table
 from cflow_ray.progress import ProgressBoard
 from cflow_ray.score import score
@@ -40,8 +40,8 @@ from cflow_ray.serve import Server
 from cflow_ray.store.registry import Registry
 from cflow_ray.store.results import read_maps, read_results
 from cflow_ray.store.storage import Storage
-from cflow_ray.train import fit
 from cflow_ray.train.display import watch_on
+from cflow_ray.train.run import fit
 
 log = logging.getLogger(__name__)
 

@@ -241,7 +241,7 @@ def test_the_workers_of_the_ray_service_have_room_for_its_replicas() -> None:
     config = load_config(ServeConfig, None, args)
     [group] = cluster_spec(manifest)["workerGroupSpecs"]
     room = group["replicas"] * int(group["rayStartParams"]["num-cpus"])
-    assert config.replicas * config.cluster.cpus_per_worker <= room
+    assert config.replicas * config.cluster.resources.cpu <= room
 
 
 # The image

@@ -24,6 +24,7 @@ from cflow_ray.config import (
     ImportConfig,
     Model,
     PackConfig,
+    Resources,
     ScoreConfig,
     ServeConfig,
     load_config,
@@ -169,7 +170,7 @@ def test_an_unknown_key_is_named_with_what_is_allowed_there(
         ({"categories": ["screw"]}, "categories", ["screw"]),
         ({"categories": {"screw": 5}}, "categories.screw", 5),
         ({"categories": {"screw": False}}, "categories.screw", False),
-        ({"cluster": {"cpus_per_worker": 0}}, "cluster.cpus_per_worker", 0),
+        ({"cluster": {"resources": {"cpu": 0}}}, "cluster.resources.cpu", 0),
     ],
 )
 def test_a_wrong_value_is_named_with_its_key(write_yaml: WriteYaml, more: dict[str, Any], key: str, value: Any) -> None:
@@ -329,24 +330,31 @@ def test_all_splits_are_no_split(given_split: str | None, split: str | None) -> 
 
 
 @given(
-    cpus=st.floats(0.5, 512),
-    per_worker=st.floats(0.25, 32),
+    nodes=st.lists(st.tuples(st.floats(0.5, 64), st.integers(0, 8)), min_size=1, max_size=4),
+    cpu=st.floats(0.25, 32),
+    gpu=st.sampled_from([0, 0.25, 0.5, 1, 2]),
     tasks=st.integers(1, 100),
     wanted=st.one_of(st.just("auto"), st.integers(1, 100)),
 )
-def test_workers_fit_the_cluster_or_are_refused(cpus: float, per_worker: float, tasks: int, wanted: Any) -> None:
-    cluster = ClusterConfig(workers=wanted, cpus_per_worker=per_worker)
-    try:
-        count = cluster.worker_count(cpus, tasks)
-    except ConfigError:
-        assert (1 if wanted == "auto" else wanted) * per_worker > cpus * (1 - 1e-9)
-        return
-    assert 1 <= count <= tasks
-    assert count * per_worker <= cpus * (1 + 1e-9)
-    if wanted == "auto":
-        assert count == tasks or (count + 1) * per_worker > cpus * (1 - 1e-9)
+def test_workers_fit_the_nodes_or_are_refused(
+    nodes: list[tuple[float, int]], cpu: float, gpu: float, tasks: int, wanted: Any
+) -> None:
+    """A worker lies on one node whole: what is left over on two is no room."""
+    cluster = ClusterConfig(workers=wanted, resources=Resources(cpu=cpu, gpu=gpu))
+    room = sum(min(int(c // cpu), int(g // gpu) if gpu else 10**9) for c, g in nodes)
+    given = [{"CPU": c, "GPU": float(g)} for c, g in nodes]
+    if room < (1 if wanted == "auto" else wanted):
+        with pytest.raises(ConfigError, match="do not fit"):
+            cluster.worker_count(given, tasks)
     else:
-        assert count == min(wanted, tasks)
+        assert cluster.worker_count(given, tasks) == min(room if wanted == "auto" else wanted, tasks)
+
+
+def test_a_request_for_more_gpus_than_there_are_says_what_there_is() -> None:
+    cluster = ClusterConfig(workers=2, resources=Resources(gpu=1, memory="4GB"))
+    nodes = [{"CPU": 8.0, "memory": 16e9}, {"CPU": 8.0, "GPU": 1.0, "memory": 16e9}]
+    with pytest.raises(ConfigError, match=r"2 workers of 1 CPU, 1 GPU, 4e\+09 memory .* 16 CPU, 1 GPU.* room for 1"):
+        cluster.worker_count(nodes, 5)
 
 
 def test_an_address_joins_and_its_absence_starts_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:

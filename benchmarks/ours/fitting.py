@@ -10,7 +10,8 @@ from cflow_ray.data.datasets import read_data_set
 from cflow_ray.data.samples import TRAIN
 from cflow_ray.store.registry import Registry
 from cflow_ray.store.storage import Storage
-from cflow_ray.train.category import FitSite, FitTask, fit_category
+from cflow_ray.train.category import fit_category
+from cflow_ray.train.task import FitSite, FitTask
 
 
 def fit(root: str, category: str, registry: str, detector: dict[str, Any]) -> dict[str, Any]:

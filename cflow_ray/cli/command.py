@@ -89,6 +89,8 @@ _SETTING = {  # flags whose setting has another name
     "seed": "defaults.seed",
     "target_fpr": "defaults.target_fpr",
     "workers": "cluster.workers",
+    "resources": "cluster.resources",
+    "wait": "cluster.wait",
     "storage_option": "storage_options",
     "checkpoint": "checkpoints",
 }

@@ -7,8 +7,8 @@ from typing import Any, get_args
 import click
 
 from cflow_ray.cli.command import Output, common, settings_of
-from cflow_ray.cli.options import data_options, with_options
-from cflow_ray.config import FitConfig, Recipe, load_config
+from cflow_ray.cli.options import Quantities, data_options, with_options
+from cflow_ray.config import FitConfig, Promotion, Recipe, load_config
 from cflow_ray.progress import ProgressBoard
 
 
@@ -27,20 +27,46 @@ from cflow_ray.progress import ProgressBoard
 @click.option("--dtype", type=click.Choice(["float32", "float16"]), help="Of the stored weights [float32].")
 @click.option("--target-fpr", type=float, metavar="RATE", help="Promised false-alarm rate [0.05].")
 @click.option("--seed", type=int, help="Seed of the run [0].")
-@click.option("--workers", type=int, metavar="N", help="Worker processes [as many as the cluster has room for].")
+@click.option("--seeds", type=int, metavar="N", help="Fits a category; the best held-out likelihood counts [1].")
+@click.option("--all", "all", is_flag=True, default=None, help="Every category, not only those that --config lists.")
+@click.option("--promote", type=click.Choice(get_args(Promotion)), help="Which version becomes the best [newest].")
+@click.option("--workers", metavar="N|auto", help="Worker processes at most [auto: what the cluster has room for].")
+@click.option("--resources", type=Quantities(), metavar="cpu=1,gpu=0.25,memory=4GB", help="Of one worker [cpu=1].")
+@click.option("--wait", is_flag=True, default=None, help="Wait for nodes that have room instead of failing.")
+@click.option("--save-seconds", type=float, metavar="S", help="How often a fit's state is kept; 0: never [60].")
+@click.option("--dry-run", is_flag=True, help="Print the plan, with estimates from a trial on this machine, and stop.")
 @click.option("--force", is_flag=True, default=None, help="Fit again what is finished already.")
 @common
-def fit(out: Output, config_file: str | None, **flags: Any) -> int:
+def fit(out: Output, config_file: str | None, dry_run: bool, **flags: Any) -> int:
     """Fit several categories in parallel, one detector each, and promote their checkpoints.
 
-    Exit code 1 if any category failed; the others are fitted all the same. A rerun reuses what is finished.
+    Exit code 1 if any category failed; the others are fitted all the same. A rerun reuses what is finished and goes on
+    with what was cut off.
     """
     config = load_config(FitConfig, config_file, settings_of(flags))
-    from cflow_ray.train import fit as fit_categories
+    if dry_run:
+        return _dry_run(out, config)
     from cflow_ray.train.display import outcome_table, watch_on
+    from cflow_ray.train.run import fit as fit_categories
 
     with ProgressBoard("fitting") as board:
         outcomes = fit_categories(config, watch_on(board))
     values = {outcome.category: outcome.as_dict() for outcome in outcomes}
     out({"registry": config.registry, "categories": values}, outcome_table(outcomes))
     return int(any(outcome.status == "failed" for outcome in outcomes))
+
+
+def _dry_run(out: Output, config: FitConfig) -> int:
+    from cflow_ray.train.display import plan_table
+    from cflow_ray.train.estimate import estimates_of
+    from cflow_ray.train.plan import plan_fit
+
+    plan = plan_fit(config)
+    estimates = estimates_of(plan)
+    values = {
+        "order": [task.category for task in plan.due],
+        "categories": {task.category: task.as_dict() | estimates[task.category].as_dict() for task in plan.due},
+        "settled": {outcome.category: outcome.as_dict() for outcome in plan.settled},
+    }
+    out(values, plan_table(plan, estimates))
+    return int(any(outcome.status == "failed" for outcome in plan.settled))

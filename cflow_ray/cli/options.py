@@ -21,6 +21,21 @@ class Names(click.ParamType[tuple[str, ...]]):
         return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
 
 
+class Quantities(click.ParamType[dict[str, str]]):
+    """`cpu=1,memory=4GB` as a mapping; its values are left for the configuration to judge."""
+
+    name = "quantities"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, str]:
+        """The pairs between the commas."""
+        if not isinstance(value, str):
+            return dict(value)
+        pairs = [pair.strip() for pair in value.split(",") if pair.strip()]
+        if not all("=" in pair for pair in pairs):
+            self.fail(f"{value!r} is not like cpu=1,gpu=0.25,memory=4GB", param, ctx)
+        return dict(pair.split("=", 1) for pair in pairs)
+
+
 category_option = click.option("--category", "only", type=Names(), metavar="A,B", help="Only these categories.")
 data_options = [
     click.option("--data", metavar="URI", help="Root of the data set (for layout table: the table)."),

@@ -130,6 +130,8 @@ class DetectorConfig(Model):
     dtype: StoredType = "float32"
     """Type of the stored matrices; float16 halves a checkpoint."""
     seed: int = Field(default=0, ge=0)
+    split_seed: Annotated[int, Field(ge=0)] | None = None
+    """Draws which images are held out; null: `seed`. Fits with several seeds hold out the same images."""
     selection_fraction: Fraction = 0.1
     """Share of the training normals held out to choose steps and peaks (at least 4 images)."""
     calibration_fraction: Fraction = 0.2

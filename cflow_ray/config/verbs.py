@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -16,6 +16,49 @@ from cflow_ray.errors import ConfigError
 
 Layout = Literal["mvtec", "folder", "table"]
 Maps = Literal["none", "anomalous", "all"]
+Promotion = Literal["newest", "best-nll", "better-than-current", "never"]
+
+
+def parse_size(value: object) -> object:
+    """Bytes from text like `256MB`, `64MiB` or `1GB`; anything else is left for validation to judge."""
+    match = (
+        re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?)(i?)B?\s*", value, re.IGNORECASE)
+        if isinstance(value, str)
+        else None
+    )
+    if match is None:
+        return value
+    base = 1024 if match[3] else 1000
+    return int(float(match[1]) * base ** " KMG".index(match[2].upper() or " "))
+
+
+Size = Annotated[int, BeforeValidator(parse_size)]
+"""Bytes, as a number or as text like 64MB."""
+
+
+class Resources(Model):
+    """What one worker takes of its node."""
+
+    cpu: float = Field(default=1, gt=0)
+    gpu: float = Field(default=0, ge=0)
+    """Fractions let several workers share a GPU."""
+    memory: Annotated[Size, Field(ge=0)] = 0
+    """Bytes that Ray sets aside for it, e.g. 4GB; 0 leaves memory out of the plan."""
+
+    def as_ray(self) -> dict[str, float]:
+        """Under Ray's names, what is 0 left out."""
+        return {name: value for name, value in self._named().items() if value > 0}
+
+    def room(self, node: Mapping[str, float]) -> int:
+        """How many workers fit a node with these resources."""
+        return min(int(node.get(name, 0) // value) for name, value in self.as_ray().items())
+
+    def __str__(self) -> str:
+        """As an error says it."""
+        return ", ".join(f"{value:g} {name}" for name, value in self.as_ray().items())
+
+    def _named(self) -> dict[str, float]:
+        return {"CPU": self.cpu, "GPU": self.gpu, "memory": self.memory}
 
 
 class ClusterConfig(Model):
@@ -24,17 +67,22 @@ class ClusterConfig(Model):
     address: str | None = None
     """Address of a running cluster; null joins $RAY_ADDRESS or starts a local one."""
     workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Worker processes; auto fills the cluster's processors."""
-    cpus_per_worker: float = Field(default=1, gt=0)
+    """Worker processes; auto fills the cluster."""
+    resources: Resources = Resources()
+    """Of every worker."""
+    wait: bool = False
+    """Wait for nodes that have room, instead of failing where the cluster has too few."""
 
-    def worker_count(self, cpus: float, tasks: int) -> int:
-        """How many workers a cluster of `cpus` processors runs for so many tasks; ConfigError where they do not fit."""
-        room = int(cpus // self.cpus_per_worker)
+    def worker_count(self, nodes: Sequence[Mapping[str, float]], tasks: int) -> int:
+        """How many workers run for so many tasks on nodes with these resources; ConfigError where they do not fit."""
+        room = sum(self.resources.room(node) for node in nodes)
         wanted = room if self.workers == "auto" else self.workers
         if room < 1 or wanted > room:
+            total = {name: sum(node.get(name, 0) for node in nodes) for name in self.resources.as_ray()}
+            has = ", ".join(f"{value:g} {name}" for name, value in total.items())
             raise ConfigError(
-                f"{max(wanted, 1)} workers of {self.cpus_per_worker:g} processors do not fit the cluster's {cpus:g}; "
-                "ask for fewer with --workers."
+                f"{max(wanted, 1)} workers of {self.resources} do not fit the cluster, which has {has} on {len(nodes)} "
+                f"nodes, room for {room}. Ask for fewer with --workers or --resources, or let the run --wait for nodes."
             )
         return min(wanted, tasks)
 
@@ -74,11 +122,21 @@ class FitConfig(RunConfig, DataConfig):
     registry: Uri
     defaults: DetectorConfig = DetectorConfig()
     categories: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """Overrides per category, e.g. {screw: {input_size: 512}}; the names listed here are the ones that are fitted."""
+    """Overrides per category, e.g. {screw: {input_size: 512}}; the names listed here are the ones that are fitted,
+    unless `all` is set."""
+    all: bool = False
+    """Fit every category of the data set; those listed in `categories` with their overrides."""
+    seeds: int = Field(default=1, ge=1)
+    """Fits per category, with the seeds `seed`, `seed` + 1, ...; the one with the best held-out likelihood counts."""
+    promote: Promotion = "newest"
+    """Which version becomes the best: the new one, the one with the lowest held-out negative log-likelihood of all that
+    were fitted from the same data, the new one if it is better than the current on the same images, or none."""
     cache_mb: int = Field(default=4096, ge=0)
     """Memory of a worker for encoded features; past it they lie in a memory map in `scratch`."""
     scratch: str | None = None
     """Folder on the worker's node for that memory map; null takes the node's temporary folder."""
+    save_seconds: float = Field(default=60, ge=0)
+    """How often the state of a fit is kept for a successor; 0: never."""
     force: bool = False
     """Fit again even where a finished version with the same data and configuration exists."""
 
@@ -86,6 +144,10 @@ class FitConfig(RunConfig, DataConfig):
         """The resolved configuration of one category: defaults, then its overrides."""
         merged = merge(self.defaults.model_dump(), self.categories.get(category) or {})
         return validated(DetectorConfig, merged, where=f"categories.{category}")
+
+    def chosen(self) -> tuple[str, ...]:
+        """The categories that are asked for; empty for all of the data set."""
+        return self.only or (() if self.all else tuple(self.categories))
 
     @model_validator(mode="after")
     def _overrides_are_valid(self) -> Self:
@@ -101,26 +163,13 @@ class FitConfig(RunConfig, DataConfig):
         return {name: {} if overrides is None else overrides for name, overrides in value.items()}
 
 
-def parse_size(value: object) -> object:
-    """Bytes from text like `256MB`, `64MiB` or `1GB`; anything else is left for validation to judge."""
-    match = (
-        re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?)(i?)B?\s*", value, re.IGNORECASE)
-        if isinstance(value, str)
-        else None
-    )
-    if match is None:
-        return value
-    base = 1024 if match[3] else 1000
-    return int(float(match[1]) * base ** " KMG".index(match[2].upper() or " "))
-
-
 class PackConfig(RunConfig, DataConfig):
     """`cflow-ray pack`: write the images of a data set into tar shards with an index."""
 
     output: Uri
     split: str | None = "test"
     """Which split to pack; `all` or null packs every image."""
-    shard_size: Annotated[int, BeforeValidator(parse_size), Field(ge=4096)] = 256 * 10**6
+    shard_size: Annotated[Size, Field(ge=4096)] = 256 * 10**6
     """Bytes of a shard, as a number or as text like 64MB."""
 
     @field_validator("split")

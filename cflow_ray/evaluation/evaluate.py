@@ -14,7 +14,8 @@ from cflow_ray.data.datasets import read_data_set
 from cflow_ray.data.images import WHOLE, Window, as_window, decode_map, decode_mask
 from cflow_ray.data.samples import DataSet, Sample
 from cflow_ray.errors import DataError, ImageError
-from cflow_ray.evaluation.metrics import Metrics, compute_metrics
+from cflow_ray.evaluation.figures import Metrics
+from cflow_ray.evaluation.metrics import compute_metrics
 from cflow_ray.store.results import read_maps, read_results
 from cflow_ray.store.storage import Storage
 

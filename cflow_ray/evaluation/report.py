@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from rich.table import Table
 
 from cflow_ray.data.images import encode_png
-from cflow_ray.evaluation.metrics import Metrics
+from cflow_ray.evaluation.figures import Metrics
 from cflow_ray.evaluation.paper import PaperFigures
 from cflow_ray.store.registry import Version
 

@@ -78,7 +78,8 @@ def pipeline(pending: list[Chunk], config: ScoreConfig) -> Dataset:
     context.print_on_execution_start = False
     for noisy in ("ray.data", "ray._private.authentication"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    workers = config.cluster.worker_count(ray.cluster_resources().get("CPU", 0), len(pending))
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    workers = config.cluster.worker_count(nodes, len(pending))
     rows = [asdict(chunk) for chunk in pending]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
     read = ReadChunk(config.output, config.storage_options)
@@ -86,7 +87,7 @@ def pipeline(pending: list[Chunk], config: ScoreConfig) -> Dataset:
         ScoreChunk,
         fn_constructor_args=(config.output, config.storage_options, config.batch_size, _CAPACITY_BYTES, config.runtime),
         compute=ActorPoolStrategy(size=workers),
-        num_cpus=_ACTOR_SHARE * config.cluster.cpus_per_worker,
+        num_cpus=_ACTOR_SHARE * config.cluster.resources.cpu,
     )
 
 

@@ -47,7 +47,7 @@ def build_app(args: dict[str, Any]) -> serve.Application:
     registry = Registry(Storage(config.registry, config.storage_options))
     if not registry.categories():
         raise CheckpointError(f"the registry {config.registry} holds no checkpoint. Run: cflow-ray fit ...")
-    options = {"num_cpus": config.cluster.cpus_per_worker}
+    options = {"num_cpus": config.cluster.resources.cpu}
     deployment = serve.deployment(
         serve.ingress()(Replica),
         name="ScoringService",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import uuid
 from collections.abc import Callable, Mapping
@@ -13,7 +14,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from cflow_ray.config import EncoderConfig, Model, Runtime
+from cflow_ray.config import DetectorConfig, EncoderConfig, Model, Runtime
 from cflow_ray.errors import CheckpointError, StorageError
 from cflow_ray.model.bank import DetectorBank
 from cflow_ray.model.detector import Detector
@@ -32,6 +33,8 @@ from cflow_ray.store.checkpoint import (
 )
 from cflow_ray.store.storage import Storage
 from cflow_ray.store.weights import digest
+
+log = logging.getLogger(__name__)
 
 _ROOT = "registry.json"
 _POINTER = "best.json"
@@ -107,7 +110,7 @@ class Registry:
 
     def pointer(self, category: str) -> Pointer:
         """The pointer of a category."""
-        pointer = self._pointer_if_there(category)
+        pointer = self.pointer_if_there(category)
         if pointer is None:
             known = ", ".join(self.categories()) or "none"
             raise CheckpointError(
@@ -115,7 +118,8 @@ class Registry:
             )
         return pointer
 
-    def _pointer_if_there(self, category: str) -> Pointer | None:
+    def pointer_if_there(self, category: str) -> Pointer | None:
+        """The same; None where no version was promoted yet."""
         path = f"{category}/{_POINTER}"
         written = self.storage.read_if_there(path) if _NAME.fullmatch(category) else None
         if written is None:
@@ -147,7 +151,7 @@ class Registry:
                 f"{version} of {category!r} is not calibrated and cannot score yet. "
                 f"Run: cflow-ray models calibrate {category} {version} --data ... --registry {self.storage.uri}"
             )
-        current = self._pointer_if_there(category)
+        current = self.pointer_if_there(category)
         if current is not None and current.version == version:
             return current
         history = (*current.history, current.version) if current is not None else ()
@@ -220,11 +224,23 @@ class Registry:
         save_checkpoint(self._at(category, version), fitted, describe(version), attachments or {})
         return version
 
+    def finished(self, category: str, data_digest: str, detector: DetectorConfig) -> Manifest | None:
+        """The newest version that was fitted from these data with this configuration; a damaged one does not count."""
+        for version in reversed(self.versions(category)):
+            try:
+                manifest = self.manifest(category, version)
+            except CheckpointError as error:
+                log.warning("%s", error)
+                continue
+            if manifest.data_digest == data_digest and manifest.detector == detector:
+                return manifest
+        return None
+
     def listing(self) -> list[Version]:
         """Every finished version of every category, one without a promoted version too."""
         found = []
         for category in filter(_NAME.fullmatch, self.storage.folders()):
-            pointer = self._pointer_if_there(category)
+            pointer = self.pointer_if_there(category)
             best = pointer.version if pointer else None
             for version in self.versions(category):
                 found.append(Version(category, version, version == best, self.manifest(category, version)))

@@ -1,153 +1,123 @@
-"""One category, from its images in storage to a promoted checkpoint in the registry; runs in a worker, without Ray."""
+"""One category, from its images in storage to checkpoints in the registry; runs in a worker, without Ray."""
 
 from __future__ import annotations
 
-import json
+import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from cflow_ray.config import DetectorConfig
-from cflow_ray.data.images import PreparedImage, centre_window, decode_mask
+from cflow_ray.data.images import centre_window, decode_mask
 from cflow_ray.data.normals import CategoryImages
 from cflow_ray.data.samples import TEST, DataSet, Sample
 from cflow_ray.data.scratch import FeatureCache
 from cflow_ray.errors import CflowRayError, DataError, ImageError
-from cflow_ray.evaluation.evaluate import LabelledFindings, read_mask
-from cflow_ray.evaluation.metrics import Metrics
-from cflow_ray.evaluation.report import heat_map_panel
+from cflow_ray.evaluation.figures import Metrics
 from cflow_ray.model.augmentation import altered_copies
-from cflow_ray.model.bank import DetectorBank
 from cflow_ray.model.context import FitContext
-from cflow_ray.model.detector import Detector, Finding
 from cflow_ray.model.encoder import Encoder
 from cflow_ray.model.features import Features
 from cflow_ray.model.fitted import Fitted
 from cflow_ray.model.fitting import fit_detector
+from cflow_ray.model.flow import Decoder
+from cflow_ray.model.partition import splits_of
 from cflow_ray.model.progress import FitProgress
+from cflow_ray.model.scoring import Calibration
 from cflow_ray.model.seeds import category_seed
-from cflow_ray.store.checkpoint import Manifest
+from cflow_ray.store.checkpoint import Manifest, installed_packages
 from cflow_ray.store.registry import Registry
+from cflow_ray.store.savepoints import StoredSavepoints
 from cflow_ray.store.storage import Storage, split_uri
 from cflow_ray.store.weights import read_weights
+from cflow_ray.train.memory import PeakMemory
+from cflow_ray.train.progress import CategoryMeter, CategoryProgress
+from cflow_ray.train.promotion import HeldOutImages, mean_nll, promote
+from cflow_ray.train.task import FitSite, FitTask, Outcome
+from cflow_ray.train.testing import score_test_images
 
-_BATCH = 16
+_SAVEPOINTS = "_savepoints"
 
-Report = Callable[[FitProgress], None]
+Report = Callable[[CategoryProgress], None]
 """Tells the run how far a category is."""
-
-
-@dataclass(frozen=True)
-class FitTask:
-    """What a worker needs to know of one category."""
-
-    category: str
-    samples: tuple[Sample, ...]
-    detector: DetectorConfig
-    data_digest: str
-
-
-@dataclass(frozen=True)
-class FitSite:
-    """Where a run reads and writes, the same for all its categories."""
-
-    data_root: str
-    registry: str
-    storage_options: Mapping[str, Any]
-    cache_bytes: int = 4 * 2**30
-    """Memory of a worker for encoded features."""
-    scratch: str | None = None
-    """Folder of the node for the features beyond that."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a category."""
-
-    category: str
-    status: str
-    """`fitted`, `reused` (a finished version of the same data and configuration was there) or `failed`."""
-    version: str | None = None
-    metrics: Metrics = field(default_factory=Metrics)
-    seconds: float = 0.0
-    error: str | None = None
-    notes: tuple[str, ...] = ()
-
-    def as_dict(self) -> dict[str, Any]:
-        """The outcome as JSON: the metrics by name beside status, version, seconds, error and notes."""
-        return {
-            **self.metrics.as_dict(),
-            "status": self.status,
-            "version": self.version,
-            "seconds": self.seconds,
-            "error": self.error,
-            "notes": list(self.notes),
-        }
 
 
 def fit_category(task: FitTask, site: FitSite, report: Report) -> Outcome:
     """Fit, evaluate, store and promote one category; an expected failure is an Outcome with its error."""
-    start = time.monotonic()
+    start, memory = time.monotonic(), PeakMemory()
     try:
-        return _Fit(task, site).run(report, start)
+        outcome = _Fit(task, site, report).run()
     except CflowRayError as error:
-        return Outcome(task.category, "failed", seconds=time.monotonic() - start, error=str(error))
+        outcome = Outcome(task.category, "failed", error=str(error))
+    return replace(outcome, seconds=round(time.monotonic() - start, 1), peak_mb=memory.peak_mb())
 
 
 class _Fit:
-    """The steps of one category's fit around what they share."""
+    """The steps of one category's fits around what they share."""
 
-    def __init__(self, task: FitTask, site: FitSite) -> None:
+    def __init__(self, task: FitTask, site: FitSite, report: Report) -> None:
         self._task = task
         self._site = site
+        self._report = report
         self._data = DataSet(Storage(site.data_root, site.storage_options), task.samples)
         self._registry = Registry(Storage(site.registry, site.storage_options))
         self._weights = read_weights(task.detector.encoder, site.storage_options)
         self._encoder = Encoder(task.detector.encoder, self._weights)
         self._images = CategoryImages(self._data.root, task.detector)
 
-    def run(self, report: Report, start: float) -> Outcome:
+    def run(self) -> Outcome:
+        """The outcome of the seed with the best held-out likelihood; the versions of all of them are kept."""
         normals = self._data.normals(self._task.category)
         if not normals:
             raise DataError(f"{self._task.category!r} has no training image; add normal images to its train split.")
+        meter = CategoryMeter(len(normals), self._task.seeds)
         region_HW = self._region()
-        features = self._encoded(normals, region_HW)
-        fitted = fit_detector(
-            features,
-            self._task.detector,
-            self._seed,
-            FitContext(lambda progress, _: report(progress)),
-            region_HW,
-        )
-        detector = fitted.detector()
-        findings, attachments = self._evaluate(detector)
-        metrics = findings.metrics()
-        seconds = round(time.monotonic() - start, 1)
-        version = self._store(fitted, len(features), metrics, attachments, seconds)
-        return Outcome(
-            category=self._task.category,
-            status="fitted",
-            version=version,
-            metrics=metrics,
-            seconds=seconds,
-            notes=(*self._images.unreadable, detector.calibration.support(detector.config.target_fpr)),
-        )
+        features = self._encoded(normals, region_HW, meter)
+        splits = splits_of(len(features), self._task.detector, self._shared_seed)
+        manifests = []
+        for number, detector in enumerate(self._task.detectors()):
+            manifest = self._finished(detector)
+            if manifest is None:
+                start = time.monotonic()
+                with self._savepoints(detector) as savepoints:
+                    context = FitContext(self._watch(meter, number), savepoints)
+                    fitted = fit_detector(features, detector, self._seed(detector), context, region_HW, splits)
+                    manifest = self._store(fitted, len(features), start)
+            manifests.append(manifest)
+        best = min(manifests, key=lambda manifest: mean_nll(manifest) or 0.0)
+        held_out = HeldOutImages(features, splits[-1].selection, region_HW)
+        promoted, reason = promote(self._registry, self._task.category, best.version, self._site.promote, held_out)
+        return self._outcome(best, promoted, reason)
 
-    def _encoded(self, normals: Iterable[Sample], region_HW: Tensor | None) -> Features:
-        draws = torch.Generator().manual_seed(self._seed)
+    def _finished(self, detector: DetectorConfig) -> Manifest | None:
+        """The version of one of several seeds, where an earlier run that was cut off has it."""
+        if self._task.seeds == 1 or self._site.force:
+            return None
+        return self._registry.finished(self._task.category, self._task.data_digest, detector)
+
+    def _seed(self, detector: DetectorConfig) -> int:
+        return category_seed(detector.seed, self._task.category)
+
+    @property
+    def _shared_seed(self) -> int:
+        """Draws what the fits of all seeds share: which images are held out, and how copies are altered."""
+        detector = self._task.detector
+        return category_seed(detector.seed if detector.split_seed is None else detector.split_seed, self._task.category)
+
+    def _encoded(self, normals: Iterable[Sample], region_HW: Tensor | None, meter: CategoryMeter) -> Features:
+        draws = torch.Generator().manual_seed(self._shared_seed)
         cache = FeatureCache(self._site.cache_bytes, self._site.scratch)
-        return self._images.encoded(
-            normals,
-            self._encoder,
-            lambda image_3HW: altered_copies(image_3HW, self._task.detector.augmentation, draws),
-            cache.keep,
-            region_HW,
-        )
+
+        def copies(image_3HW: Tensor) -> list[Tensor]:
+            self._report(meter.encoded())
+            return altered_copies(image_3HW, self._task.detector.augmentation, draws)
+
+        return self._images.encoded(normals, self._encoder, copies, cache.keep, region_HW)
 
     def _region(self) -> Tensor | None:
         """The region of interest at the input's size; DataError where it is unreadable or empty."""
@@ -164,69 +134,57 @@ class _Fit:
             raise DataError(f"the region of interest {config.region} has no pixel above 0 inside the crop.")
         return torch.from_numpy(region_HW)
 
-    @property
-    def _seed(self) -> int:
-        return category_seed(self._task.detector.seed, self._task.category)
+    def _watch(self, meter: CategoryMeter, number: int) -> Callable[[FitProgress, Decoder], None]:
+        return lambda progress, _: self._report(meter.stepped(number, progress))
 
-    def _evaluate(self, detector: Detector) -> tuple[LabelledFindings, dict[str, bytes]]:
-        """Score the test images as the archive job would.
+    @contextmanager
+    def _savepoints(self, detector: DetectorConfig) -> Iterator[StoredSavepoints]:
+        """The savepoints of one fit; they go once its version is there.
 
-        Beside the findings come files for the checkpoint: every test image's score, and a picture of the highest.
+        Their folder is named by all that decides the weights, package versions included.
         """
-        bank = DetectorBank[str](lambda _: detector, lambda *_: self._encoder)
-        findings, scores, preview = LabelledFindings(self._data.root), dict[str, float](), None
-        for group in _groups(self._images.readable(self._data.of(self._task.category, TEST))):
-            found = bank.score_batch([image.pixels_3HW for _, image in group], [self._task.category] * len(group))
-            for (sample, image), finding in zip(group, found, strict=True):
-                findings.add(sample, finding.score, finding.map_HW, image.window)
-                if preview is None or finding.score > max(scores.values()):
-                    preview = self._preview(detector, sample, image, finding)
-                scores[sample.image] = finding.score
-        attachments = {"test_scores.json": json.dumps(scores, indent=1).encode()}
-        return findings, attachments | ({"preview.png": preview} if preview else {})
+        identity = hashlib.sha256(self._task.data_digest.encode() + detector.model_dump_json().encode())
+        identity.update(repr(sorted(installed_packages().items())).encode())
+        folder = f"{_SAVEPOINTS}/{self._task.category}/{identity.hexdigest()[:16]}"
+        savepoints = StoredSavepoints(self._registry.storage.child(folder), self._site.save_seconds)
+        yield savepoints
+        savepoints.forget()
 
-    def _preview(self, detector: Detector, sample: Sample, image: PreparedImage, finding: Finding) -> bytes:
-        return heat_map_panel(
-            image.pixels_3HW.permute(1, 2, 0).numpy(),
-            finding.map_HW,
-            detector.calibration.scores[-1],
-            read_mask(self._data.root, sample, finding.map_HW.shape, image.window),
-            f"{sample.image}  score {finding.score:.4f}",
-        )
-
-    def _store(
-        self, fitted: Fitted, images: int, metrics: Metrics, attachments: Mapping[str, bytes], seconds: float
-    ) -> str:
+    def _store(self, fitted: Fitted, images: int, start: float) -> Manifest:
+        """Evaluate and write a version; its manifest."""
+        test_images = self._images.readable(self._data.of(self._task.category, TEST))
+        findings, attachments = score_test_images(fitted.detector(), self._encoder, self._data.root, test_images)
         encoder_digest = self._registry.add_encoder(self._weights)
 
         def describe(version: str) -> Manifest:
             return Manifest(
                 category=self._task.category,
                 version=version,
-                detector=self._task.detector,
+                detector=fitted.config,
                 encoder_digest=encoder_digest,
                 channels=self._encoder.channels,
                 peaks=fitted.calibration.peaks,
                 calibration_scores=fitted.calibration.scores,
-                metrics=metrics.as_dict(),
+                nll=fitted.nll,
+                metrics=findings.metrics().as_dict(),
                 training_images=images,
-                seed=self._seed,
+                seed=self._seed(fitted.config),
                 data_digest=self._task.data_digest,
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
-                fit_seconds=seconds,
+                fit_seconds=round(time.monotonic() - start, 1),
             )
 
         version = self._registry.add(self._task.category, fitted, describe, attachments)
-        self._registry.promote(self._task.category, version)
-        return version
+        return self._registry.manifest(self._task.category, version)
 
-
-def _groups(images: Iterable[tuple[Sample, PreparedImage]]) -> Iterator[list[tuple[Sample, PreparedImage]]]:
-    group: list[tuple[Sample, PreparedImage]] = []
-    for item in images:
-        group.append(item)
-        if len(group) == _BATCH:
-            yield group
-            group = []
-    if group:
-        yield group
+    def _outcome(self, best: Manifest, promoted: bool, reason: str) -> Outcome:
+        support = Calibration.of(best.peaks, best.calibration_scores).support(best.detector.target_fpr)
+        return Outcome(
+            category=self._task.category,
+            status="fitted",
+            version=best.version,
+            metrics=Metrics.from_dict(best.metrics),
+            nll=mean_nll(best),
+            promoted=promoted,
+            notes=(*dict.fromkeys(self._images.unreadable), support, *([reason] if reason else [])),
+        )

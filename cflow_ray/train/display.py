@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.markup import escape
 from rich.table import Table
 
+from cflow_ray.data.samples import TEST, TRAIN
 from cflow_ray.evaluation.report import figure
-from cflow_ray.model.progress import FitProgress
 from cflow_ray.progress import ProgressBoard
-from cflow_ray.train.category import Outcome
+from cflow_ray.train.estimate import Estimate
+from cflow_ray.train.plan import FitPlan
+from cflow_ray.train.progress import CategoryProgress
 from cflow_ray.train.queue import QueueStatus
 from cflow_ray.train.run import Watch
+from cflow_ray.train.task import Outcome
 
-_PER_LEVEL = 100
+_STEPS = 1000  # of a bar
 
 
 def watch_on(board: ProgressBoard) -> Watch:
@@ -32,26 +35,57 @@ def watch_on(board: ProgressBoard) -> Watch:
 
 def outcome_table(outcomes: Sequence[Outcome]) -> Table:
     """What became of every category, with its figures or its error."""
-    table = Table("Category", "Outcome", "Version", "Seconds", "Image AUROC", "Pixel AUROC", "Pixel F1", "Remarks")
+    figures_shown = ("Image AUROC", "Pixel AUROC", "Pixel F1")
+    table = Table("Category", "Outcome", "Version", "Best", "Seconds", "Peak MB", "NLL", *figures_shown, "Remarks")
     for outcome in outcomes:
         metrics = outcome.metrics
         figures = (figure(value) for value in (metrics.image_auroc, metrics.pixel_auroc, metrics.pixel_f1))
         remarks = outcome.error or "\n".join(outcome.notes)
-        table.add_row(
-            outcome.category, outcome.status, outcome.version, f"{outcome.seconds:.0f}", *figures, escape(remarks)
-        )
+        cost = (f"{outcome.seconds:.0f}", _number(outcome.peak_mb, 0), _number(outcome.nll, 3))
+        best = "yes" if outcome.promoted else "no"
+        table.add_row(outcome.category, outcome.status, outcome.version, best, *cost, *figures, escape(remarks))
     return table
 
 
-def _position(progress: FitProgress | None) -> tuple[int, int, str]:
+def plan_table(plan: FitPlan, estimates: Mapping[str, Estimate]) -> Table:
+    """What a run would do: the categories in their order with what they take, then those that need no fit."""
+    table = Table("", "Category", "Images", "Input", "Encoder", "Recipe", "Features MB", "About", "Remarks")
+    for number, task in enumerate(plan.due, start=1):
+        config, estimate = task.detector, estimates[task.category]
+        images = " + ".join(str(sum(sample.split == split for sample in task.samples)) for split in (TRAIN, TEST))
+        size = f"{config.size[0]} x {config.size[1]}"
+        settings = (size, config.encoder.name, config.recipe)
+        cost = (f"{estimate.features_mb:.0f}", _duration(estimate.seconds))
+        seeds = f"{task.seeds} seeds" if task.seeds > 1 else ""
+        table.add_row(str(number), task.category, images, *settings, *cost, seeds)
+    for outcome in plan.settled:
+        remark = outcome.error or f"{outcome.status} {outcome.version}"
+        table.add_row("-", outcome.category, *["-"] * 6, escape(remark))
+    return table
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _position(progress: CategoryProgress | None) -> tuple[int, int, str]:
+    """Where the bar of a category stands, and what is said behind it."""
     if progress is None:
-        return 0, _PER_LEVEL, "reading images, encoding"
-    levels_before = progress.model * progress.levels + progress.level
-    done = levels_before * _PER_LEVEL + _PER_LEVEL * progress.step // progress.steps
-    of_all = progress.models * progress.levels * _PER_LEVEL
-    model = f"model {progress.model + 1}/{progress.models} " if progress.models > 1 else ""
-    note = f"{model}level {progress.level + 1} step {progress.step}/{progress.steps}, held-out NLL {progress.nll:.3f}"
-    return min(done, of_all - 1), of_all, note
+        return 0, _STEPS, "starting"
+    if progress.fit is None:
+        read = f"encoding image {progress.images}/{progress.of_images}, {progress.images_per_second:.1f} images/s"
+        return 0, _STEPS, read
+    fit = progress.fit
+    model = f"model {fit.model + 1}/{fit.models} " if fit.models > 1 else ""
+    level = f"level {fit.level + 1} step {fit.step}/{fit.steps}"
+    left = "" if progress.seconds_left is None else f", {_duration(progress.seconds_left)} left"
+    note = f"{model}{level}, held-out NLL {fit.nll:.3f}{left}, encoded at {progress.images_per_second:.1f} images/s"
+    return min(int(progress.share * _STEPS), _STEPS - 1), _STEPS, note
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
 
 
 def _note(outcome: Outcome) -> str:

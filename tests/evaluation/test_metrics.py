@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score, roc_curve
 
-from cflow_ray.evaluation.metrics import FIGURES, Metrics, compute_metrics, image_figures
+from cflow_ray.evaluation.figures import FIGURES, Metrics
+from cflow_ray.evaluation.metrics import compute_metrics, image_figures
 from cflow_ray.evaluation.pixels import JudgedMap, exact_counts, pixel_figures
 
 Maps = list[NDArray[np.float32]]

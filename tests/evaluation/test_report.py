@@ -11,7 +11,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from cflow_ray.evaluation.metrics import FIGURES, Metrics
+from cflow_ray.evaluation.figures import FIGURES, Metrics
 from cflow_ray.evaluation.published import PAPER_WRN50
 from cflow_ray.evaluation.report import (
     comparison_tables,

@@ -21,7 +21,8 @@ from cflow_ray.data.datasets import read_data_set
 from cflow_ray.data.synthetic import CATEGORIES, DemoSize, demo_files
 from cflow_ray.store.registry import Registry
 from cflow_ray.store.storage import Storage
-from cflow_ray.train.category import FitSite, FitTask, fit_category
+from cflow_ray.train.category import fit_category
+from cflow_ray.train.task import FitSite, FitTask
 
 MINIATURE = DemoSize(train=16, test_good=4, test_per_defect=1, side=96)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cflow_ray.config import DetectorConfig, FitConfig
-from cflow_ray.train import fit
+from cflow_ray.train.run import fit
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 

