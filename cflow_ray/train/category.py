@@ -53,8 +53,9 @@ def fit_category(task: FitTask, site: FitSite, report: Report) -> Outcome:
     try:
         outcome = _Fit(task, site, report).run()
     except CflowRayError as error:
-        outcome = Outcome(task.category, "failed", error=str(error))
-    return replace(outcome, seconds=round(time.monotonic() - start, 1), peak_mb=memory.peak_mb())
+        seconds = round(time.monotonic() - start, 1)
+        outcome = Outcome(task.category, "failed", seconds=seconds, error=str(error))
+    return replace(outcome, peak_mb=memory.peak_mb())
 
 
 class _Fit:
@@ -64,6 +65,7 @@ class _Fit:
         self._task = task
         self._site = site
         self._report = report
+        self._start = time.monotonic()
         self._data = DataSet(Storage(site.data_root, site.storage_options), task.samples)
         self._registry = Registry(Storage(site.registry, site.storage_options))
         self._weights = read_weights(task.detector.encoder, site.storage_options)
@@ -79,20 +81,21 @@ class _Fit:
         region_HW = self._region()
         features = self._encoded(normals, region_HW, meter)
         splits = splits_of(len(features), self._task.detector, self._shared_seed)
-        manifests = []
+        manifests, start = [], self._start
         for number, detector in enumerate(self._task.detectors()):
             manifest = self._finished(detector)
             if manifest is None:
-                start = time.monotonic()
                 with self._savepoints(detector) as savepoints:
                     context = FitContext(self._watch(meter, number), savepoints)
                     fitted = fit_detector(features, detector, self._seed(detector), context, region_HW, splits)
                     manifest = self._store(fitted, len(features), start)
+                start = time.monotonic()
             manifests.append(manifest)
         best = min(manifests, key=lambda manifest: mean_nll(manifest) or 0.0)
         held_out = HeldOutImages(features, splits[-1].selection, region_HW)
         promoted, reason = promote(self._registry, self._task.category, best.version, self._site.promote, held_out)
-        return self._outcome(best, promoted, reason)
+        seconds = sum(manifest.fit_seconds for manifest in manifests)
+        return replace(self._outcome(best, promoted, reason), seconds=round(seconds, 1))
 
     def _finished(self, detector: DetectorConfig) -> Manifest | None:
         """The version of one of several seeds, where an earlier run that was cut off has it."""
@@ -151,7 +154,7 @@ class _Fit:
         savepoints.forget()
 
     def _store(self, fitted: Fitted, images: int, start: float) -> Manifest:
-        """Evaluate and write a version; its manifest."""
+        """Evaluate and write a version; its manifest. Images were first read or, for a later seed, fitted at `start`."""
         test_images = self._images.readable(self._data.of(self._task.category, TEST))
         findings, attachments = score_test_images(fitted.detector(), self._encoder, self._data.root, test_images)
         encoder_digest = self._registry.add_encoder(self._weights)

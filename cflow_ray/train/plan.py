@@ -116,7 +116,7 @@ def _reused(registry: Registry, task: FitTask) -> Outcome | None:
         "reused",
         best.version,
         Metrics.from_dict(best.metrics),
-        best.fit_seconds,
+        round(sum(manifest.fit_seconds for manifest in manifests), 1),
         nll=mean_nll(best),
         promoted=pointer is not None and pointer.version == best.version,
     )

@@ -74,6 +74,7 @@ class Outcome:
     version: str | None = None
     metrics: Metrics = field(default_factory=Metrics)
     seconds: float = 0.0
+    """From its first image to its last version, all seeds; a `reused` one took them when it was fitted."""
     peak_mb: float | None = None
     """Largest resident memory of the worker during this fit."""
     nll: float | None = None

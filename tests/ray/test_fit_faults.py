@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from cflow_ray.config import FitConfig
+from cflow_ray.model.threads import torch_threads
 from cflow_ray.store.registry import Registry
 from cflow_ray.store.storage import Storage
 from cflow_ray.train.category import fit_category
@@ -42,12 +43,13 @@ def weights(registry: Path | str, category: str) -> bytes:
 
 @pytest.fixture(scope="module")
 def undisturbed(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A registry with the versions of fits that nothing happened to, made in this process."""
+    """A registry with the versions of fits that nothing happened to, made in this process with a worker's one thread."""
     root = tmp_path_factory.mktemp("undisturbed")
     Registry.create(Storage(str(root)))
     plan = plan_fit(config_of(miniature, root, "brick", "grass"))
-    for task in plan.due:
-        assert fit_category(task, plan.site, lambda progress: None).status == "fitted"
+    with torch_threads(1):
+        for task in plan.due:
+            assert fit_category(task, plan.site, lambda progress: None).status == "fitted"
     return root
 
 
@@ -177,6 +179,47 @@ def test_a_killed_driver_is_started_again_and_ends_as_if_nothing_had_happened(
         assert weights(registry, category) == weights(undisturbed, category)
     assert workers
     wait_until(lambda: not any(_read(Path(f"/proc/{pid}/cmdline")) for pid in workers))
+
+
+TWO_NODES = """
+import json, sys
+import ray
+from ray.cluster_utils import Cluster
+from cflow_ray.config import FitConfig
+from cflow_ray.train.run import fit
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+second = cluster.add_node(num_cpus=1)
+ray.init(address=cluster.address, log_to_driver=False)
+removed = []
+
+def watch(status):
+    stepping = [one for one in status.in_hand.values() if one is not None and one.fit is not None]
+    if len(stepping) == 2 and not removed:
+        cluster.remove_node(second, allow_graceful=False)
+        removed.append(second)
+
+with open(sys.argv[1]) as file:
+    outcomes = fit(FitConfig.model_validate_json(file.read()), watch)
+result = {"removed": len(removed), "outcomes": {one.category: [one.status, one.error] for one in outcomes}}
+ray.shutdown()
+cluster.shutdown()
+print(json.dumps(result))
+"""
+
+
+def test_a_removed_node_leaves_its_work_to_the_other(miniature: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """In a process of its own: this one has joined another cluster."""
+    config = tmp_path / "fit.json"
+    config.write_text(config_of(miniature, tmp_path / "registry", "brick", "grass").model_dump_json())
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_NODES, str(config)], capture_output=True, text=True, timeout=500, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result == {"removed": 1, "outcomes": {"brick": ["fitted", None], "grass": ["fitted", None]}}
+    for category in ("brick", "grass"):
+        assert weights(tmp_path / "registry", category) == weights(undisturbed, category)
 
 
 def wait_until(holds: Callable[[], bool], seconds: float = 120) -> None:
