@@ -11,7 +11,7 @@ from uuid import uuid4
 from cflow_ray.config import FitConfig
 from cflow_ray.data.datasets import read_data_set
 from cflow_ray.data.samples import DataSet
-from cflow_ray.errors import CflowRayError, CheckpointError, ConfigError
+from cflow_ray.errors import CflowRayError, CheckpointError, ConfigError, DataError
 from cflow_ray.evaluation.figures import Metrics
 from cflow_ray.store.registry import Registry, check_category_name
 from cflow_ray.store.storage import Storage, split_uri
@@ -33,8 +33,8 @@ class FitPlan:
 def plan_fit(config: FitConfig) -> FitPlan:
     """Read the data set and the registry, if there is one yet; writes nothing.
 
-    Raises DataError for unknown categories, ConfigError for names that only spelling tells apart. A category that
-    cannot be fitted is an outcome of its own.
+    Raises DataError for unknown categories and where none can be fitted, ConfigError for names that only spelling tells
+    apart. A category that cannot be fitted among others is an outcome of its own.
     """
     data_set = read_data_set(config, config.storage_options)
     wanted = data_set.chosen(config.chosen())
@@ -54,6 +54,8 @@ def plan_fit(config: FitConfig) -> FitPlan:
             due.append(task)
         else:
             settled.append(reused)
+    if not due and all(outcome.status == "failed" for outcome in settled):
+        raise DataError("; ".join(f"{outcome.category}: {outcome.error}" for outcome in settled))
     return FitPlan(_site(data_set.root.uri, config), tuple(sorted(due, key=lambda task: -task.work)), tuple(settled))
 
 
