@@ -12,6 +12,7 @@ import ray
 import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cflow_ray.config import ClusterConfig, FitConfig
 from cflow_ray.errors import ConfigError
@@ -62,7 +63,8 @@ def _promoted_if_none_is(registry: Registry, outcome: Outcome, config: FitConfig
 def _run(plan: FitPlan, config: FitConfig, watch: Watch) -> list[Outcome]:
     ray.init(**config.cluster.init_arguments())
     workers = _worker_count(config.cluster, len(plan.due))
-    queue = QueueActor.remote(plan.due)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    queue = QueueActor.options(scheduling_strategy=here).remote(plan.due)  # it lives as long as its driver's node
     trainer = TorchTrainer(
         fit_worker,
         train_loop_config={"queue": queue, "site": plan.site},
