@@ -208,6 +208,7 @@ print(json.dumps(result))
 """
 
 
+@pytest.mark.slow  # two minutes and more: Ray waits for a lost node
 def test_a_removed_node_leaves_its_work_to_the_other(miniature: Path, undisturbed: Path, tmp_path: Path) -> None:
     """In a process of its own: this one has joined another cluster."""
     config = tmp_path / "fit.json"
