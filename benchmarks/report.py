@@ -56,8 +56,13 @@ def _origin() -> dict[str, Any]:
         "machine": _machine(),
         "versions": {"ours": _versions(OURS), "peer": _versions(ANOMALIB)},
         "commit": commit(),
-        "command": shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *map(_portable, sys.argv[1:])]),
     }
+
+
+def _portable(argument: str) -> str:
+    """An argument as it reads from the checkout: no absolute path of this machine."""
+    return os.path.relpath(argument, CHECKOUT) if os.path.isabs(argument) else argument
 
 
 def _machine() -> dict[str, Any]:
