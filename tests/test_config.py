@@ -359,7 +359,7 @@ def test_a_request_for_more_gpus_than_there_are_says_what_there_is() -> None:
 
 def test_an_address_joins_and_its_absence_starts_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    assert "address" not in ClusterConfig().init_arguments()
+    assert ClusterConfig().init_arguments()["address"] == "local"
     assert ClusterConfig(address="host:1").init_arguments()["address"] == "host:1"
     assert "num_cpus" not in ClusterConfig(address="host:1").init_arguments()  # ray.init refuses it when joining
     monkeypatch.setenv("RAY_ADDRESS", "other:2")

@@ -91,7 +91,9 @@ class ClusterConfig(Model):
         arguments: dict[str, Any] = {"ignore_reinit_error": True, "logging_level": "ERROR", "log_to_driver": False}
         if self.address or os.environ.get("RAY_ADDRESS"):
             return arguments | {"address": self.address or "auto"}
-        return arguments | {"include_dashboard": False, "num_cpus": max(2, math.ceil(os.cpu_count() or 2))}
+        # "local": with no address at all, Ray would join the cluster that a file in its folder names, running or long dead.
+        cpus = max(2, math.ceil(os.cpu_count() or 2))
+        return arguments | {"address": "local", "include_dashboard": False, "num_cpus": cpus}
 
 
 class RunConfig(Model):

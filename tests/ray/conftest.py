@@ -42,7 +42,7 @@ class Place:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
     """The session's only Ray cluster in this process."""
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
 
