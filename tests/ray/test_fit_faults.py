@@ -223,7 +223,6 @@ print(json.dumps(result))
 """
 
 
-@pytest.mark.slow  # two minutes and more: Ray waits for a lost node
 def test_a_removed_node_leaves_its_work_to_the_other(
     elsewhere: dict[str, str], miniature: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
