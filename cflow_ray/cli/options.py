@@ -8,7 +8,7 @@ from typing import Any, get_args
 import click
 
 from cflow_ray.cli.command import Command
-from cflow_ray.config import Runtime
+from cflow_ray.config import Layout, Runtime
 
 
 class Names(click.ParamType[tuple[str, ...]]):
@@ -39,9 +39,7 @@ class Quantities(click.ParamType[dict[str, str]]):
 category_option = click.option("--category", "only", type=Names(), metavar="A,B", help="Only these categories.")
 data_options = [
     click.option("--data", metavar="URI", help="Root of the data set (for layout table: the table)."),
-    click.option(
-        "--layout", type=click.Choice(["mvtec", "folder", "table"]), help="How the data set is laid out [mvtec]."
-    ),
+    click.option("--layout", type=click.Choice(get_args(Layout)), help="How the data set is laid out [mvtec]."),
     category_option,
 ]
 

@@ -14,7 +14,18 @@ from cflow_ray.config.detector import DetectorConfig, Fraction, Recipe, Runtime
 from cflow_ray.config.model import Model, Uri, merge, validated
 from cflow_ray.errors import ConfigError
 
-Layout = Literal["mvtec", "folder", "table"]
+Layout = Literal[
+    "mvtec",
+    "mvtec_ad2",
+    "mvtec_loco",
+    "visa",
+    "btad",
+    "kolektor_sdd",
+    "kolektor_sdd2",
+    "real_iad",
+    "folder",
+    "table",
+]
 Maps = Literal["none", "anomalous", "all"]
 Promotion = Literal["newest", "best-nll", "better-than-current", "never"]
 
@@ -111,7 +122,8 @@ class DataConfig(Model):
     """Path or URI of the data set's root, or of the table for layout `table`."""
     layout: Layout = "mvtec"
     only: tuple[str, ...] = ()
-    """Only these categories (flag --category); empty takes all. For layout `folder` it names the category."""
+    """Only these categories (flag --category); empty takes all. Layouts of one category (folder, kolektor_sdd, kolektor_sdd2)
+    take their name from it."""
     normal_dir: str = "normal"
     abnormal_dir: str | None = None
     normal_test_dir: str | None = None

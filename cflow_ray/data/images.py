@@ -123,6 +123,33 @@ def decode_mask(content: bytes, size: tuple[int, int], window: Window = WHOLE) -
     return mask_HW
 
 
+def has_defect(content: bytes) -> bool:
+    """Whether any pixel of a mask is above 0. Raises ImageError."""
+    with _opened(content) as image:
+        bands = zip(image.getbands(), image.split(), strict=True)
+        return any(bool((np.array(band) > 0).any()) for name, band in bands if name != "A")
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What can be said of an image before it is prepared."""
+
+    width: int
+    height: int
+    """Of the image upright, as `decode` gives it."""
+    mode: str
+    """Pillow's name for its channels and depth: L, RGB, RGBA, P, I;16, ..."""
+
+
+def examine(content: bytes) -> ImageFacts:
+    """The facts of an image, all of which is decoded so that damage anywhere is an ImageError."""
+    with _opened(content) as image:
+        mode = image.mode
+        image.load()
+        upright = ImageOps.exif_transpose(image)
+        return ImageFacts(upright.width, upright.height, mode)
+
+
 def encode_png(pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:
     """PNG of grey (H, W), 8 or 16 bit, or RGB (H, W, 3) pixels."""
     buffer = io.BytesIO()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
+from typing import TypeVar
 
 from cflow_ray.config import InputConfig
 from cflow_ray.data.images import PreparedImage, prepare
@@ -16,6 +17,8 @@ from cflow_ray.store.storage import Storage
 _THREADS = 4
 _AHEAD = 16
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 Loaded = tuple[Sample, PreparedImage | ImageError]
 
 
@@ -31,10 +34,15 @@ def load_images(root: Storage, samples: Iterable[Sample], config: InputConfig) -
         except ImageError as error:
             return sample, error
 
-    remaining = iter(samples)
+    return computed_ahead(load, samples)
+
+
+def computed_ahead(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """What `work` gives for each item, in order; threads are at most 16 items ahead of whoever takes the results."""
+    remaining = iter(items)
     with ThreadPoolExecutor(_THREADS) as pool:
-        pending: deque[Future[Loaded]] = deque(pool.submit(load, sample) for sample in islice(remaining, _AHEAD))
+        pending: deque[Future[Result]] = deque(pool.submit(work, item) for item in islice(remaining, _AHEAD))
         while pending:
-            loaded = pending.popleft().result()
-            pending.extend(pool.submit(load, sample) for sample in islice(remaining, 1))
-            yield loaded
+            result = pending.popleft().result()
+            pending.extend(pool.submit(work, item) for item in islice(remaining, 1))
+            yield result

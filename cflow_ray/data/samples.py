@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 
 import pyarrow as pa
 
+from cflow_ray.data.images import is_image_name
 from cflow_ray.errors import DataError
 from cflow_ray.store.storage import Storage
 
@@ -36,6 +37,7 @@ class Sample:
     """0 good, 1 anomaly, None unknown."""
     defect: str | None = None
     mask: str | None = None
+    """A file or, where it ends in `/`, a folder whose masks together show the defect (see `mask_files`)."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class DataSet:
 
     root: Storage
     samples: Sequence[Sample]
+    stray_masks: tuple[str, ...] = ()
+    """Masks that belong to no image."""
 
     @property
     def categories(self) -> list[str]:
@@ -75,11 +79,24 @@ class DataSet:
         Changes when files come, go or change their length, without reading them.
         """
         sha = hashlib.sha256()
-        for sample in self.of(category):
-            sha.update(f"{sample} {sizes.get(sample.image)} {sizes.get(sample.mask or '')}\n".encode())
+        samples = self.of(category)
+        folders = {sample.mask: 0 for sample in samples if sample.mask and sample.mask.endswith("/")}
+        for path, size in sizes.items() if folders else ():
+            if (folder := path.rpartition("/")[0] + "/") in folders:
+                folders[folder] += size
+        for sample in samples:
+            of_mask = sizes.get(sample.mask or "", folders.get(sample.mask or ""))
+            sha.update(f"{sample} {sizes.get(sample.image)} {of_mask}\n".encode())
         return sha.hexdigest()
 
 
 def to_table(samples: Iterable[Sample]) -> pa.Table:
     """Samples as an Arrow table of SAMPLE_SCHEMA."""
     return pa.Table.from_pylist([asdict(sample) for sample in samples], schema=SAMPLE_SCHEMA)
+
+
+def mask_files(root: Storage, mask: str) -> list[str]:
+    """The files of a sample's mask: itself, or the images directly in the folder that it names."""
+    if not mask.endswith("/"):
+        return [mask]
+    return [path for path in root.files(mask.rstrip("/")) if is_image_name(path) and path.count("/") == mask.count("/")]

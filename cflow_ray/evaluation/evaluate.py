@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from cflow_ray.config import EvaluateConfig
 from cflow_ray.data.datasets import read_data_set
 from cflow_ray.data.images import WHOLE, Window, as_window, decode_map, decode_mask
-from cflow_ray.data.samples import DataSet, Sample
+from cflow_ray.data.samples import DataSet, Sample, mask_files
 from cflow_ray.errors import DataError, ImageError
 from cflow_ray.evaluation.figures import Metrics
 from cflow_ray.evaluation.metrics import compute_metrics
@@ -48,13 +48,20 @@ class LabelledFindings:
 
 
 def read_mask(root: Storage, sample: Sample, size: tuple[int, ...], window: Window = WHOLE) -> NDArray[np.bool_] | None:
-    """A window of the defect mask of a sample at size (H, W): empty for a good one, None for an anomaly without mask."""
+    """A window of the defect mask of a sample at size (H, W): empty for a good one, None for an anomaly without mask.
+
+    A folder of masks is their union.
+    """
     if sample.label == 0:
         return np.zeros(size, dtype=bool)
     if sample.mask is None:
         return None
+    files = mask_files(root, sample.mask)
+    if not files:
+        raise DataError(f"the folder of masks {root.join(sample.mask)} holds no image; add them or leave out the mask.")
     try:
-        return decode_mask(root.read(sample.mask), (size[0], size[1]), window)
+        masks_MHW = np.stack([decode_mask(root.read(file), (size[0], size[1]), window) for file in files])
+        return np.asarray(masks_MHW.any(axis=0), dtype=bool)
     except ImageError as error:
         raise DataError(f"the mask {root.join(sample.mask)} cannot be used: {error}") from error
 

@@ -274,7 +274,7 @@ def test_a_path_that_leaves_the_folder_is_refused_by_row(
     storage: Storage, write_table: WriteTable, column: str, path: str
 ) -> None:
     columns = COLUMNS | {column: ["a/0.png", "a/1.png", "a/2.png", path]}
-    with pytest.raises(DataError, match=r"row 4 of .* leaves the table's folder"):
+    with pytest.raises(DataError, match=r"row 4 of .* leaves the data set's root"):
         read_table(write_table(storage, columns))
 
 
