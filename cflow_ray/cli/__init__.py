@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from cflow_ray import __version__
+from cflow_ray.cli.data import data
 from cflow_ray.cli.fit import fit
 from cflow_ray.cli.models import models
 from cflow_ray.cli.score import evaluate, pack, score
@@ -22,5 +23,5 @@ def main() -> None:
     """
 
 
-for command in (fit, pack, score, evaluate, serve, models, benchmark, demo):
+for command in (data, fit, pack, score, evaluate, serve, models, benchmark, demo):
     main.add_command(command)

@@ -18,6 +18,7 @@ from cflow_ray.config.detector import (
 from cflow_ray.config.model import Model, Uri, absolute_uri, load_config
 from cflow_ray.config.verbs import (
     CalibrateConfig,
+    CheckConfig,
     ClusterConfig,
     DataConfig,
     DemoConfig,
@@ -41,6 +42,7 @@ __all__ = [
     "AugmentationConfig",
     "CalibrateConfig",
     "Channels",
+    "CheckConfig",
     "ClusterConfig",
     "DataConfig",
     "DemoConfig",

@@ -177,6 +177,20 @@ class FitConfig(RunConfig, DataConfig):
         return {name: {} if overrides is None else overrides for name, overrides in value.items()}
 
 
+class CheckConfig(RunConfig, DataConfig):
+    """`cflow-ray data check`: look at a data set before a fit."""
+
+    write_table: Uri | None = None
+    """File, path or URI, for the sample table that layout `table` reads."""
+
+    @field_validator("write_table")
+    @classmethod
+    def _is_parquet(cls, file: str | None) -> str | None:
+        if file is not None and not file.lower().endswith(".parquet"):
+            raise ValueError("the sample table is written as Parquet: give a name that ends in .parquet")
+        return file
+
+
 class PackConfig(RunConfig, DataConfig):
     """`cflow-ray pack`: write the images of a data set into tar shards with an index."""
 
