@@ -44,7 +44,7 @@ def test_every_command_takes_the_common_options_and_shows_an_example_that_parses
 
 def test_all_commands_of_the_design_are_there():
     names = {" ".join(path) for path, _ in commands()}
-    assert names >= {"demo", "fit", "pack", "score", "evaluate", "serve"}
+    assert names >= {"demo", "data check", "fit", "pack", "score", "evaluate", "serve"}
     assert names >= {f"models {verb}" for verb in ("list", "show", "promote", "rollback", "import", "calibrate")}
 
 
@@ -58,6 +58,7 @@ def test_all_commands_of_the_design_are_there():
         (["fit", "--config", "no-such.yaml"], "no-such.yaml"),
         (["score", "in", "--registry", "r", "--output", "o", "--category-pattern", "x/"], "{category}"),
         (["pack", "--data", "d", "--output", "o", "--shard-size", "many"], "'many'"),
+        (["data", "check", "--data", "d", "--write-table", "t.csv"], ".parquet"),
     ],
 )
 def test_misuse_exits_with_2_and_says_what_is_wrong(arguments: list[str], says: str):
@@ -90,6 +91,7 @@ def test_json_goes_to_stdout_alone_for_errors_too(tmp_path: Path):
         ["fit", "--data", "{tmp}/data", "--registry", "{tmp}/out", "--category", "zippr"],
         ["fit", "--data", "{tmp}/untrained", "--registry", "{tmp}/out"],
         ["fit", "--data", "{tmp}/orphan", "--registry", "{tmp}/out"],
+        ["data", "check", "--data", "{tmp}/missing", "--write-table", "{tmp}/out/t.parquet"],
         ["pack", "--data", "{tmp}/missing", "--output", "{tmp}/out"],
         ["pack", "--data", "{tmp}/data", "--output", "{tmp}/out", "--split", "validation"],
         ["score", "{tmp}/data", "--registry", "{tmp}/missing", "--output", "{tmp}/out"],

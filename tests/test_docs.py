@@ -6,26 +6,31 @@ import re
 import shlex
 import subprocess
 from pathlib import Path
+from typing import get_args
 
 import click
 import pytest
 import yaml
 
 from cflow_ray.cli import main
-from cflow_ray.config import DetectorConfig, FitConfig
+from cflow_ray.config import DetectorConfig, FitConfig, Layout
 
 CHECKOUT = Path(__file__).parents[1]
-PAGES = [CHECKOUT / name for name in ("README.md", "cluster/README.md", "benchmarks/README.md", "CHANGELOG.md")]
+PAGES = [
+    CHECKOUT / name
+    for name in ("README.md", "cluster/README.md", "benchmarks/README.md", "CHANGELOG.md", "docs/data.md")
+]
 README = PAGES[0].read_text(encoding="utf-8")
+DATA_PAGE = PAGES[-1].read_text(encoding="utf-8")
 
 
-def command_lines(program: str) -> list[str]:
-    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+def command_lines(program: str, page: str = README) -> list[str]:
+    blocks = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
     return [line for block in blocks for line in block.splitlines() if line.startswith(f"{program} ")]
 
 
-@pytest.mark.parametrize("line", command_lines("cflow-ray"))
-def test_commands_of_the_readme_parse(line: str):
+@pytest.mark.parametrize("line", command_lines("cflow-ray") + command_lines("cflow-ray", DATA_PAGE))
+def test_commands_of_the_documents_parse(line: str):
     words = shlex.split(line, comments=True)[1:]
     command: click.Command = main
     while isinstance(command, click.Group):
@@ -36,7 +41,7 @@ def test_commands_of_the_readme_parse(line: str):
 
 def test_the_readme_shows_every_verb():
     assert {line.split()[1] for line in command_lines("cflow-ray")} == {
-        *("fit", "pack", "score", "evaluate", "serve", "models"),
+        *("data", "fit", "pack", "score", "evaluate", "serve", "models"),
     }
 
 
@@ -58,6 +63,12 @@ def test_targets_of_the_readme_exist():
     named = set(re.findall(r"`?make ([a-z]+)", README)) | {line.split()[1] for line in command_lines("make")}
     assert named <= targets
     assert targets >= {"demo", "test", "check", "serve", "install", "help"}
+
+
+def test_every_layout_has_a_line_and_an_example_on_its_page():
+    assert re.findall(r"^\| `(\w+)`", DATA_PAGE, re.MULTILINE) == list(get_args(Layout))
+    examples = [line.split()[3] for line in command_lines("cflow-ray fit", DATA_PAGE)]
+    assert examples == list(get_args(Layout))
 
 
 SETTINGS = re.findall(r"^\| `([^`]+)`", (CHECKOUT / "docs" / "detector.md").read_text(encoding="utf-8"), re.MULTILINE)

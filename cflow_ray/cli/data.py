@@ -21,9 +21,7 @@ def data() -> None:
     """
 
 
-@data.command(
-    "check", epilog="Example: cflow-ray data check --data s3://line/visa --layout visa --write-table visa.parquet"
-)
+@data.command("check", epilog="Example: cflow-ray data check --data s3://line/visa --layout visa")
 @with_options(data_options)
 @click.option("--write-table", metavar="FILE", help="Also write the sample table, a .parquet for --layout table.")
 @common

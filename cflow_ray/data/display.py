@@ -14,7 +14,7 @@ _EXAMPLES = 3
 _TITLES: Mapping[Kind, str] = {
     "no_training_images": "categories without training images",
     "unreadable_training_images": "unreadable training images",
-    "leakage": "leakage: in train and in another split",
+    "leakage": "leakage between train and other splits",
     "masks_without_image": "masks without an image",
     "unreadable_images": "unreadable images of other splits",
     "unreadable_masks": "unreadable masks",
@@ -29,7 +29,8 @@ _TITLES: Mapping[Kind, str] = {
 def figures_table(report: CheckReport) -> Table:
     """One row a category: images by split and label, masks, sizes and modes."""
     columns = _columns(report)
-    table = Table("Category")
+    table = Table()
+    table.add_column("Category", overflow="fold")
     for split, label in columns:
         table.add_column(f"{split} {label}", justify="right")
     table.add_column("Masks", justify="right")
@@ -66,7 +67,7 @@ def verdict(report: CheckReport) -> str:
     hurting = [_TITLES[kind] for kind in report.by_kind if kind in HURTS_A_FIT]
     if not hurting:
         return f"{start}: nothing found that hurts a fit"
-    return f"{start}: before a fit, look at {'; '.join(hurting)}"
+    return f"{start}: before a fit, look at {', '.join(hurting)}"
 
 
 def _columns(report: CheckReport) -> list[tuple[str, str]]:
