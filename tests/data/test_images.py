@@ -22,6 +22,7 @@ from cflow_ray.config import DetectorConfig, InputConfig, TilingConfig
 from cflow_ray.data import images
 from cflow_ray.data.images import (
     MAX_PIXELS,
+    ImageFacts,
     as_window,
     centre_frame,
     centre_window,
@@ -30,6 +31,8 @@ from cflow_ray.data.images import (
     decode_mask,
     encode_map,
     encode_png,
+    examine,
+    has_defect,
     is_image_name,
     prepare,
 )
@@ -589,3 +592,29 @@ def test_a_map_is_a_16_bit_grey_png_of_its_own_size() -> None:
 def test_encode_png_keeps_every_value(dtype: type) -> None:
     values = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (5, 7), dtype=dtype, endpoint=True)
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(encode_png(values)))), values)
+
+
+# -- what a check asks
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
+@pytest.mark.parametrize("defect", [False, True])
+def test_a_mask_has_a_defect_where_any_pixel_is_above_0(mode: str, defect: bool, encode: Encode) -> None:
+    pixels = np.zeros((6, 8), np.uint8)
+    pixels[5, 7] = 255 * defect
+    if mode == "P":
+        image = Image.fromarray((pixels > 0).astype(np.uint8), "P")
+        image.putpalette([0, 0, 0, 0, 0, 0])  # a number of a class, whatever its colour
+    else:
+        image = Image.fromarray(pixels.astype(np.uint16)) if mode == "I;16" else Image.fromarray(pixels).convert(mode)
+    assert has_defect(encode(image)) == defect
+
+
+def test_facts_are_of_the_whole_upright_image(photo: NDArray[np.uint8], encode: Encode) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    content = encode(photo, "JPEG", exif=exif)
+    assert examine(content) == ImageFacts(width=24, height=40, mode="RGB")
+    assert decode(content).size == (24, 40)
+    with pytest.raises(ImageError, match="damaged"):
+        examine(encode(photo)[:-30])
