@@ -29,7 +29,7 @@ def data_check(out: Output, config_file: str | None, **flags: Any) -> int:
     """Read every image and mask of a data set and tell what cannot be read, what is there twice, what has no mask.
 
     Exit code 1 where something would hurt a fit: unreadable training images, categories without any, the same content
-    in train and another split, masks without an image.
+    in train and another split, masks without an image, category names that only spelling tells apart.
     """
     config = load_config(CheckConfig, config_file, settings_of(flags))
     from cflow_ray.data.check import check

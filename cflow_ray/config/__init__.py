@@ -1,5 +1,6 @@
 """The configuration of every verb: frozen pydantic models, read from YAML, overridden by flags, saved in checkpoints."""
 
+from cflow_ray.config.data import DataConfig, Layout
 from cflow_ray.config.detector import (
     AugmentationConfig,
     Channels,
@@ -20,13 +21,11 @@ from cflow_ray.config.verbs import (
     CalibrateConfig,
     CheckConfig,
     ClusterConfig,
-    DataConfig,
     DemoConfig,
     EvaluateConfig,
     ExportConfig,
     FitConfig,
     ImportConfig,
-    Layout,
     Maps,
     PackConfig,
     Promotion,

@@ -10,22 +10,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from cflow_ray.config.data import DataConfig
 from cflow_ray.config.detector import DetectorConfig, Fraction, Recipe, Runtime
 from cflow_ray.config.model import Model, Uri, merge, validated
 from cflow_ray.errors import ConfigError
 
-Layout = Literal[
-    "mvtec",
-    "mvtec_ad2",
-    "mvtec_loco",
-    "visa",
-    "btad",
-    "kolektor_sdd",
-    "kolektor_sdd2",
-    "real_iad",
-    "folder",
-    "table",
-]
 Maps = Literal["none", "anomalous", "all"]
 Promotion = Literal["newest", "best-nll", "better-than-current", "never"]
 
@@ -113,21 +102,6 @@ class RunConfig(Model):
     storage_options: dict[str, Any] = Field(default_factory=dict)
     """Options of the file system behind the URIs, as fsspec names them (e.g. endpoint_url, key, secret)."""
     cluster: ClusterConfig = ClusterConfig()
-
-
-class DataConfig(Model):
-    """Where images are and how they are laid out."""
-
-    data: Uri
-    """Path or URI of the data set's root, or of the table for layout `table`."""
-    layout: Layout = "mvtec"
-    only: tuple[str, ...] = ()
-    """Only these categories (flag --category); empty takes all. Layouts of one category (folder, kolektor_sdd, kolektor_sdd2)
-    take their name from it."""
-    normal_dir: str = "normal"
-    abnormal_dir: str | None = None
-    normal_test_dir: str | None = None
-    mask_dir: str | None = None
 
 
 class FitConfig(RunConfig, DataConfig):

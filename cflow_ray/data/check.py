@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
-import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +15,7 @@ from cflow_ray.data.findings import CategoryFigures, CheckReport, Finding, Kind
 from cflow_ray.data.images import ImageFacts, examine
 from cflow_ray.data.layouts.table import save_table
 from cflow_ray.data.loading import computed_ahead
-from cflow_ray.data.samples import TEST, TRAIN, DataSet, Sample, mask_files
+from cflow_ray.data.samples import TEST, TRAIN, DataSet, Sample, mask_files, spelling
 from cflow_ray.errors import ImageError
 from cflow_ray.store.storage import Storage
 
@@ -41,16 +39,14 @@ def check(config: CheckConfig, progress: Progress = lambda done, total: None) ->
     found = read_as_found(config, config.storage_options)
     chosen = set(found.chosen(config.only))
     data_set = replace(found, samples=[sample for sample in found.samples if sample.category in chosen])
-    report = check_data_set(data_set, found.categories, progress)
+    report = check_data_set(data_set, progress)
     if config.write_table:
         save_table(data_set, config.write_table, config.storage_options)
     return report
 
 
-def check_data_set(
-    data_set: DataSet, names: Sequence[str] = (), progress: Progress = lambda done, total: None
-) -> CheckReport:
-    """Read every image and mask once, a few at a time; `names` are categories beside the data set's own.
+def check_data_set(data_set: DataSet, progress: Progress = lambda done, total: None) -> CheckReport:
+    """Read every image and mask once, a few at a time.
 
     Raises StorageError where the storage cannot be reached; a file that is not there is a finding.
     """
@@ -67,7 +63,7 @@ def check_data_set(
         progress(number, len(samples))
     for group in by_digest.values():
         findings += _repeats(group)
-    findings += _untrained(data_set) + similar_categories({*names, *data_set.categories})
+    findings += _untrained(data_set) + similar_categories(data_set.categories)
     order = {kind: position for position, kind in enumerate(get_args(Kind))}
     findings.sort(key=lambda finding: (order[finding.kind], finding.category or "", finding.subjects))
     return CheckReport(data_set.root.uri, figures, findings)
@@ -83,10 +79,10 @@ def look_at(root: Storage, sample: Sample) -> Look:
 
 
 def similar_categories(names: Iterable[str]) -> list[Finding]:
-    """Names that differ in nothing but case, width, blanks and punctuation: `metal_nut` and `Metal nut`."""
+    """Names that only spelling tells apart, which a fit refuses: `metal_nut` and `Metal nut`."""
     alike: dict[str, list[str]] = defaultdict(list)
     for name in sorted(names):
-        alike[re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", name)).casefold()].append(name)
+        alike[spelling(name)].append(name)
     return [Finding("similar_categories", None, tuple(same)) for same in alike.values() if len(same) > 1]
 
 

@@ -16,13 +16,13 @@ _TITLES: Mapping[Kind, str] = {
     "unreadable_training_images": "unreadable training images",
     "leakage": "leakage between train and other splits",
     "masks_without_image": "masks without an image",
+    "similar_categories": "categories that only spelling tells apart",
     "unreadable_images": "unreadable images of other splits",
     "unreadable_masks": "unreadable masks",
     "duplicates": "duplicates within a category",
     "duplicates_across_categories": "duplicates across categories",
     "anomalies_without_mask": "anomalous test images without a mask",
     "mask_sizes": "masks of another size than their image",
-    "similar_categories": "categories of nearly one name",
 }
 
 

@@ -15,16 +15,16 @@ Kind = Literal[
     "unreadable_training_images",
     "leakage",
     "masks_without_image",
+    "similar_categories",
     "unreadable_images",
     "unreadable_masks",
     "duplicates",
     "duplicates_across_categories",
     "anomalies_without_mask",
     "mask_sizes",
-    "similar_categories",
 ]
 HURTS_A_FIT: frozenset[Kind] = frozenset(
-    {"no_training_images", "unreadable_training_images", "leakage", "masks_without_image"}
+    {"no_training_images", "unreadable_training_images", "leakage", "masks_without_image", "similar_categories"}
 )
 """The kinds with which a fit fails, learns from less than it was given, or shows figures that are too good."""
 

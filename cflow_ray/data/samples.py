@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -100,3 +101,8 @@ def mask_files(root: Storage, mask: str) -> list[str]:
     if not mask.endswith("/"):
         return [mask]
     return [path for path in root.files(mask.rstrip("/")) if is_image_name(path) and path.count("/") == mask.count("/")]
+
+
+def spelling(name: str) -> str:
+    """What is left of a category's name without case and separators: equal for names that a person takes for one."""
+    return re.sub(r"[ ._-]+", "_", name).casefold()

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from uuid import uuid4
 
 from cflow_ray.config import FitConfig
 from cflow_ray.data.datasets import read_data_set
-from cflow_ray.data.samples import DataSet
+from cflow_ray.data.samples import DataSet, spelling
 from cflow_ray.errors import CflowRayError, CheckpointError, ConfigError, DataError
 from cflow_ray.evaluation.figures import Metrics
 from cflow_ray.store.registry import Registry, check_category_name
@@ -73,7 +72,7 @@ def _refuse_overlapping(names: Iterable[str]) -> None:
     """Names that a person, a file system or a URL would take for one."""
     known: dict[str, str] = {}
     for name in names:
-        other = known.setdefault(re.sub(r"[ ._-]+", "_", name).casefold(), name)
+        other = known.setdefault(spelling(name), name)
         if other != name:
             raise ConfigError(
                 f"the categories {other!r} and {name!r} differ only in spelling; rename one of them, in the data set or "

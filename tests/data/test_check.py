@@ -129,11 +129,20 @@ def test_a_category_without_normal_training_images_is_named(sound: Storage, enco
 
 
 def test_names_that_differ_in_spelling_only_are_named_together() -> None:
-    names = ["metal_nut", "metal nut", "Metal-Nut", "nut", "nuts", "ｎｕｔ"]
+    names = ["metal_nut", "metal nut", "Metal-Nut", "metalnut", "nut", "NUT", "nuts"]
     assert [one.subjects for one in similar_categories(names)] == [
         ("Metal-Nut", "metal nut", "metal_nut"),
-        ("nut", "ｎｕｔ"),
+        ("NUT", "nut"),
     ]
+
+
+def test_names_that_a_fit_refuses_hurt_it(sound: Storage, encode: Encode) -> None:
+    sound.write("n.u.t/train/good/0.png", encode(picture(60)))
+    sound.write("n_u_t/train/good/0.png", encode(picture(61)))
+    report = checked(sound)
+    assert [(one.kind, one.subjects) for one in report.findings] == [("similar_categories", ("n.u.t", "n_u_t"))]
+    assert report.hurts_a_fit
+    assert checked(sound, only=("n.u.t", "bolt")).findings == []
 
 
 def test_only_the_chosen_categories_are_looked_at(sound: Storage) -> None:
