@@ -59,6 +59,7 @@ def test_all_commands_of_the_design_are_there():
         (["score", "in", "--registry", "r", "--output", "o", "--category-pattern", "x/"], "{category}"),
         (["pack", "--data", "d", "--output", "o", "--shard-size", "many"], "'many'"),
         (["data", "check", "--data", "d", "--write-table", "t.csv"], ".parquet"),
+        (["data", "check", "--data", "d", "--root", "r"], "layout table"),
     ],
 )
 def test_misuse_exits_with_2_and_says_what_is_wrong(arguments: list[str], says: str):

@@ -38,6 +38,7 @@ def data_check(out: Output, config_file: str | None, **flags: Any) -> int:
     with ProgressBoard("checking") as board:
         report = check(config, lambda done, total: board.update("images", done, total))
     tables = [figures_table(report), *([findings_table(report)] if report.findings else [])]
-    written = [f"sample table in {config.write_table}"] if config.write_table else []
+    reading = f"fit from it with --layout table --data {config.write_table} --root {report.data}"
+    written = [f"sample table written; {reading}"] if config.write_table else []
     out(report.as_dict() | {"table": config.write_table}, *tables, verdict(report), *written)
     return int(report.hurts_a_fit)

@@ -39,6 +39,7 @@ class Quantities(click.ParamType[dict[str, str]]):
 category_option = click.option("--category", "only", type=Names(), metavar="A,B", help="Only these categories.")
 data_options = [
     click.option("--data", metavar="URI", help="Root of the data set (for layout table: the table)."),
+    click.option("--root", metavar="URI", help="Root of the paths in a table [the table's folder]."),
     click.option("--layout", type=click.Choice(get_args(Layout)), help="How the data set is laid out [mvtec]."),
     category_option,
 ]

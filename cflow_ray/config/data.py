@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
+
+from pydantic import model_validator
 
 from cflow_ray.config.model import Model, Uri
 
@@ -26,6 +28,8 @@ class DataConfig(Model):
     data: Uri
     """Path or URI of the data set's root, or of the table for layout `table`."""
     layout: Layout = "mvtec"
+    root: Uri | None = None
+    """Root of the paths in a table (layout `table`); null takes the table's folder."""
     only: tuple[str, ...] = ()
     """Only these categories (flag --category); empty takes all. Layouts of one category (folder, kolektor_sdd,
     kolektor_sdd2) take its name from here."""
@@ -33,3 +37,9 @@ class DataConfig(Model):
     abnormal_dir: str | None = None
     normal_test_dir: str | None = None
     mask_dir: str | None = None
+
+    @model_validator(mode="after")
+    def _only_a_table_has_another_root(self) -> Self:
+        if self.root is not None and self.layout != "table":
+            raise ValueError(f"`root` goes with layout table; layout {self.layout} has its root in `data`")
+        return self

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 
 import pyarrow as pa
 
-from cflow_ray.data.images import is_image_name
 from cflow_ray.errors import DataError
 from cflow_ray.store.storage import Storage
 
@@ -38,7 +37,7 @@ class Sample:
     """0 good, 1 anomaly, None unknown."""
     defect: str | None = None
     mask: str | None = None
-    """A file or, where it ends in `/`, a folder whose masks together show the defect (see `mask_files`)."""
+    """A file or, where it ends in `/`, a folder whose masks together show the defect (see `layouts.tree.mask_files`)."""
 
 
 @dataclass(frozen=True)
@@ -94,13 +93,6 @@ class DataSet:
 def to_table(samples: Iterable[Sample]) -> pa.Table:
     """Samples as an Arrow table of SAMPLE_SCHEMA."""
     return pa.Table.from_pylist([asdict(sample) for sample in samples], schema=SAMPLE_SCHEMA)
-
-
-def mask_files(root: Storage, mask: str) -> list[str]:
-    """The files of a sample's mask: itself, or the images directly in the folder that it names."""
-    if not mask.endswith("/"):
-        return [mask]
-    return [path for path in root.files(mask.rstrip("/")) if is_image_name(path) and path.count("/") == mask.count("/")]
 
 
 def spelling(name: str) -> str:

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from cflow_ray.config import EvaluateConfig
 from cflow_ray.data.datasets import read_data_set
 from cflow_ray.data.images import WHOLE, Window, as_window, decode_map, decode_mask
-from cflow_ray.data.samples import DataSet, Sample, mask_files
+from cflow_ray.data.layouts.tree import mask_files
+from cflow_ray.data.samples import DataSet, Sample
 from cflow_ray.errors import DataError, ImageError
 from cflow_ray.evaluation.figures import Metrics
 from cflow_ray.evaluation.metrics import compute_metrics

@@ -192,7 +192,7 @@ def test_the_table_that_is_written_reads_back_as_the_same_data_set(
     file = storage.join(f"{place}samples.parquet")
     check(CheckConfig(data=sound.uri, write_table=file))
     before = read_data_set(DataConfig(data=sound.uri), {})
-    after = read_data_set(DataConfig(data=file, layout="table"), {})
+    after = read_data_set(DataConfig(data=file, layout="table", root=sound.uri), {})
     assert after.root.uri == before.root.uri
     assert list(after.samples) == list(before.samples)
     assert after.root.read(after.samples[0].image) == sound.read(before.samples[0].image)

@@ -11,7 +11,8 @@ import pytest
 
 from cflow_ray.config import DataConfig, Layout
 from cflow_ray.data.datasets import READERS, read_as_found, read_data_set
-from cflow_ray.data.samples import DataSet, Sample, mask_files
+from cflow_ray.data.layouts.tree import mask_files
+from cflow_ray.data.samples import DataSet, Sample
 from cflow_ray.errors import DataError
 from cflow_ray.store.storage import Storage
 

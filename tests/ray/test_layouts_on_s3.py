@@ -41,5 +41,5 @@ def test_a_layout_is_read_checked_and_read_back(moto: Place, juice: Storage):
     result = CliRunner().invoke(main, [*arguments, *moto.flags()])
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["findings"] == {}
-    again = read_data_set(DataConfig(data=table, layout="table"), moto.options)
+    again = read_data_set(DataConfig(data=table, layout="table", root=juice.uri), moto.options)
     assert (again.root.uri, list(again.samples)) == (juice.uri, list(found.samples))

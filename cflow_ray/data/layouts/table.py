@@ -17,15 +17,12 @@ from cflow_ray.errors import ConfigError, DataError
 from cflow_ray.store.storage import Storage, split_uri
 
 _TEXT = ("image", "category", "split", "defect", "mask")
-_ROOT = b"cflow_ray.root"
-"""Where a Parquet table's metadata names the root of its paths."""
 
 
 def read_table(config: DataConfig, storage_options: Mapping[str, Any]) -> DataSet:
     """A Parquet or CSV file with columns image, category, split and, if known, label, defect, mask.
 
-    Paths are relative to the table's folder, or to the root that `save_table` noted in its metadata. A mask that ends
-    in `/` is a folder of masks.
+    Paths are relative to `root` or, without it, to the table's folder. A mask that ends in `/` is a folder of masks.
     """
     folder, name = split_uri(config.data)
     table = _parse_table(name, Storage(folder, storage_options).read(name))
@@ -33,21 +30,14 @@ def read_table(config: DataConfig, storage_options: Mapping[str, Any]) -> DataSe
     if absent:
         raise DataError(f"the table {config.data} lacks the columns {absent}; it has {table.column_names}.")
     samples = [_table_sample(row, number, config.data) for number, row in enumerate(table.to_pylist(), start=1)]
-    noted = (table.schema.metadata or {}).get(_ROOT)
-    return DataSet(Storage(noted.decode() if noted else folder, storage_options), samples)
+    return DataSet(Storage(config.root or folder, storage_options), samples)
 
 
 def save_table(data_set: DataSet, uri: str, storage_options: Mapping[str, Any]) -> None:
-    """Write a data set's samples as a Parquet file that `read_table` reads back.
-
-    A table that lies in the data set's root moves with it; one that lies elsewhere notes the root.
-    """
+    """Write a data set's samples as a Parquet file that `read_table` reads back, given the same root."""
     folder, name = split_uri(uri)
-    table = to_table(data_set.samples)
-    if Storage(folder, storage_options).uri != data_set.root.uri:
-        table = table.replace_schema_metadata({_ROOT: data_set.root.uri})
     buffer = io.BytesIO()
-    pyarrow.parquet.write_table(table, buffer)
+    pyarrow.parquet.write_table(to_table(data_set.samples), buffer)
     Storage(folder, storage_options).write(name, buffer.getvalue())
 
 

@@ -63,6 +63,13 @@ def images_below(root: Storage, folder: str = "") -> list[str]:
     return [path for path in root.files(folder) if is_image_name(path)]
 
 
+def mask_files(root: Storage, mask: str) -> list[str]:
+    """The files of a sample's mask: itself, or the images directly in the folder that it names."""
+    if not mask.endswith("/"):
+        return [mask]
+    return [path for path in root.files(mask.rstrip("/")) if is_image_name(path) and path.count("/") == mask.count("/")]
+
+
 def stem(path: str) -> str:
     """A file's name without folder and extension."""
     return posixpath.basename(path).rpartition(".")[0]
