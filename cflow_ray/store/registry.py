@@ -92,6 +92,11 @@ class Registry:
             storage.write(_ROOT, json.dumps({"format_version": FORMAT_VERSION}).encode())
         return cls(storage)
 
+    @classmethod
+    def if_there(cls, storage: Storage) -> Registry | None:
+        """The registry at a root; None where there is none yet. A damaged one is a CheckpointError."""
+        return cls(storage) if storage.is_file(_ROOT) else None
+
     def categories(self) -> list[str]:
         """Categories with a promoted checkpoint, sorted."""
         names = [name for name in self.storage.folders() if _NAME.fullmatch(name)]

@@ -37,7 +37,7 @@ from cflow_ray.store.storage import Storage, split_uri
 from cflow_ray.store.weights import read_weights
 from cflow_ray.train.memory import PeakMemory
 from cflow_ray.train.progress import CategoryMeter, CategoryProgress
-from cflow_ray.train.promotion import HeldOutImages, mean_nll, promote
+from cflow_ray.train.promotion import HeldOutImages, likeliest, mean_nll, promote
 from cflow_ray.train.task import FitSite, FitTask, Outcome
 from cflow_ray.train.testing import score_test_images
 
@@ -91,7 +91,7 @@ class _Fit:
                     manifest = self._store(fitted, len(features), start)
                 start = time.monotonic()
             manifests.append(manifest)
-        best = min(manifests, key=lambda manifest: mean_nll(manifest) or 0.0)
+        best = likeliest(manifests)
         held_out = HeldOutImages(features, splits[-1].selection, region_HW)
         promoted, reason = promote(self._registry, self._task.category, best.version, self._site.promote, held_out)
         seconds = sum(manifest.fit_seconds for manifest in manifests)

@@ -10,11 +10,11 @@ from uuid import uuid4
 from cflow_ray.config import FitConfig
 from cflow_ray.data.datasets import read_data_set
 from cflow_ray.data.samples import DataSet, spelling
-from cflow_ray.errors import CflowRayError, CheckpointError, ConfigError, DataError
+from cflow_ray.errors import CflowRayError, ConfigError, DataError
 from cflow_ray.evaluation.figures import Metrics
 from cflow_ray.store.registry import Registry, check_category_name
 from cflow_ray.store.storage import Storage, split_uri
-from cflow_ray.train.promotion import mean_nll
+from cflow_ray.train.promotion import likeliest, mean_nll
 from cflow_ray.train.task import FitSite, FitTask, Outcome
 
 
@@ -37,7 +37,7 @@ def plan_fit(config: FitConfig) -> FitPlan:
     """
     data_set = read_data_set(config, config.storage_options)
     wanted = data_set.chosen(config.chosen())
-    registry = _registry_if_there(config)
+    registry = Registry.if_there(Storage(config.registry, config.storage_options))
     _refuse_overlapping([*wanted, *(registry.categories() if registry else ())])
     sizes = data_set.root.sizes()
     due: list[FitTask] = []
@@ -56,16 +56,6 @@ def plan_fit(config: FitConfig) -> FitPlan:
     if not due and all(outcome.status == "failed" for outcome in settled):
         raise DataError("; ".join(f"{outcome.category}: {outcome.error}" for outcome in settled))
     return FitPlan(_site(data_set.root.uri, config), tuple(sorted(due, key=lambda task: -task.work)), tuple(settled))
-
-
-def _registry_if_there(config: FitConfig) -> Registry | None:
-    storage = Storage(config.registry, config.storage_options)
-    try:
-        return Registry(storage)
-    except CheckpointError:
-        if storage.is_file("registry.json"):
-            raise
-        return None
 
 
 def _refuse_overlapping(names: Iterable[str]) -> None:
@@ -110,7 +100,7 @@ def _reused(registry: Registry, task: FitTask) -> Outcome | None:
     manifests = [manifest for manifest in versions if manifest is not None]
     if len(manifests) < len(versions):
         return None
-    best = min(manifests, key=lambda manifest: mean_nll(manifest) or 0.0)
+    best = likeliest(manifests)
     pointer = registry.pointer_if_there(task.category)
     return Outcome(
         task.category,

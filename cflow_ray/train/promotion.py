@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -38,6 +39,11 @@ def promote(
 def mean_nll(manifest: Manifest) -> float | None:
     """Held-out negative log-likelihood per dimension, mean of the levels; None where it was not kept."""
     return fmean(manifest.nll) if manifest.nll else None
+
+
+def likeliest(manifests: Iterable[Manifest]) -> Manifest:
+    """The one with the lowest held-out negative log-likelihood; those that did not keep it come last."""
+    return min(manifests, key=lambda manifest: math.inf if (nll := mean_nll(manifest)) is None else nll)
 
 
 def _choice(

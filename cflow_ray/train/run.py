@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -57,7 +58,7 @@ def _promoted_if_none_is(registry: Registry, outcome: Outcome, config: FitConfig
     if outcome.version is None or not lacks_pointer or config.promote == "never":
         return outcome
     registry.promote(outcome.category, outcome.version)
-    return outcome
+    return replace(outcome, promoted=True)
 
 
 def _run(plan: FitPlan, config: FitConfig, watch: Watch) -> list[Outcome]:

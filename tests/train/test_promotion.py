@@ -11,7 +11,7 @@ from cflow_ray.store.registry import Registry
 from cflow_ray.store.storage import Storage
 from cflow_ray.train.category import fit_category
 from cflow_ray.train.plan import plan_fit
-from cflow_ray.train.promotion import mean_nll
+from cflow_ray.train.promotion import likeliest, mean_nll
 from cflow_ray.train.task import Outcome
 from tests.train.conftest import FitConfigOf
 
@@ -54,6 +54,15 @@ def test_the_first_version_is_promoted_by_every_rule_but_never(fit_config: FitCo
     outcome, registry = fitted(fit_config(only=("grid",), promote=rule))
     assert outcome.promoted
     assert registry.best("grid") == outcome.version
+
+
+def test_of_several_versions_those_without_a_held_out_likelihood_come_last(fit_config: FitConfigOf) -> None:
+    outcome, registry = fitted(fit_config(only=("grid",)))
+    known = registry.manifest("grid", str(outcome.version))
+    unknown = known.model_copy(update={"nll": ()})
+    worse = known.model_copy(update={"nll": tuple(value + 1 for value in known.nll)})
+    assert likeliest([unknown, worse, known]) is known
+    assert likeliest([unknown]) is unknown
 
 
 def test_never_leaves_even_a_first_version_unpromoted(fit_config: FitConfigOf) -> None:
