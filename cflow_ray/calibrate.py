@@ -76,7 +76,7 @@ def calibrate(config: CalibrateConfig, watch: Watch = lambda done, total: None) 
         smallest_target=fitted.calibration.smallest_target,
         target_fpr=target,
         threshold=fitted.calibration.threshold(target),
-        notes=(*images.unreadable, fitted.calibration.support(target), *_familiar(manifest, data)),
+        notes=(*images.unreadable.values(), fitted.calibration.support(target), *_familiar(manifest, data)),
     )
 
 

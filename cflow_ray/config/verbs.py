@@ -104,6 +104,12 @@ class RunConfig(Model):
     cluster: ClusterConfig = ClusterConfig()
 
 
+class _Together(Model):
+    """What a category's overrides say beside its detector."""
+
+    workers: int = Field(default=1, ge=1)
+
+
 class FitConfig(RunConfig, DataConfig):
     """`cflow-ray fit`: fit several categories in one run and promote their checkpoints."""
 
@@ -111,7 +117,7 @@ class FitConfig(RunConfig, DataConfig):
     defaults: DetectorConfig = DetectorConfig()
     categories: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Overrides per category, e.g. {screw: {input_size: 512}}; the names listed here are the ones that are fitted,
-    unless `all` is set."""
+    unless `all` is set. With `workers: 4` so many workers fit a category together, each a share of every step."""
     all: bool = False
     """Fit every category of the data set; those listed in `categories` with their overrides."""
     seeds: int = Field(default=1, ge=1)
@@ -130,8 +136,16 @@ class FitConfig(RunConfig, DataConfig):
 
     def detector(self, category: str) -> DetectorConfig:
         """The resolved configuration of one category: defaults, then its overrides."""
-        merged = merge(self.defaults.model_dump(), self.categories.get(category) or {})
+        overrides = self.categories.get(category) or {}
+        of_detector = {key: value for key, value in overrides.items() if key not in _Together.model_fields}
+        merged = merge(self.defaults.model_dump(), of_detector)
         return validated(DetectorConfig, merged, where=f"categories.{category}")
+
+    def workers_of(self, category: str) -> int:
+        """How many workers fit one category together."""
+        overrides = self.categories.get(category) or {}
+        given = {key: value for key, value in overrides.items() if key in _Together.model_fields}
+        return validated(_Together, given, where=f"categories.{category}").workers
 
     def chosen(self) -> tuple[str, ...]:
         """The categories that are asked for; empty for all of the data set."""
@@ -141,6 +155,7 @@ class FitConfig(RunConfig, DataConfig):
     def _overrides_are_valid(self) -> Self:
         for category in self.categories:
             self.detector(category)
+            self.workers_of(category)
         return self
 
     @field_validator("categories", mode="before")

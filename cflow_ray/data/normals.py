@@ -26,14 +26,14 @@ class CategoryImages:
     def __init__(self, root: Storage, config: DetectorConfig) -> None:
         self._root = root
         self._config = config
-        self.unreadable: list[str] = []
-        """One note an image that was left out."""
+        self.unreadable: dict[str, str] = {}
+        """A note for each image that was left out, by its path."""
 
     def readable(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, PreparedImage]]:
         """The samples with their images, in order."""
         for sample, image in load_images(self._root, samples, self._config.input):
             if isinstance(image, ImageError):
-                self.unreadable.append(f"left out {sample.image}: {image}")
+                self.unreadable[sample.image] = f"left out {sample.image}: {image}"
             else:
                 yield sample, image
 

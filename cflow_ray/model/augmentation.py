@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import math
+import zlib
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from cflow_ray.config import AugmentationConfig
+from cflow_ray.model.seeds import seeded
 
 
-def altered_copies(image_3HW: Tensor, config: AugmentationConfig, generator: torch.Generator) -> list[Tensor]:
-    """`config.copies` copies of a uint8 image (3, H, W), each altered in its own way."""
+def altered_copies(image_3HW: Tensor, config: AugmentationConfig, seed: int) -> list[Tensor]:
+    """`config.copies` copies of a uint8 image (3, H, W), each altered in its own way.
+
+    Seed and image decide the angles, whichever images came before and whoever encodes it.
+    """
+    generator = seeded(seed, f"copies of {zlib.crc32(image_3HW.numpy().tobytes()):08x}")
     copies = []
     for number in range(config.copies):
         copy_3HW = image_3HW.flip(2) if config.horizontal_flip and number % 2 == 0 else image_3HW

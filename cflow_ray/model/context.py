@@ -1,4 +1,4 @@
-"""What a fit is connected to besides its data: who watches it, and what keeps its state in case it is cut off."""
+"""What a fit is connected to besides its data: who watches it, what keeps its state, and who computes it together."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cflow_ray.model.flow import Decoder
 from cflow_ray.model.progress import FitProgress
+from cflow_ray.model.team import Alone, Team
 
 State = dict[str, Tensor]
 """All that a part of a fit goes on from, by name: weights, the optimiser's moments, random states, counters."""
@@ -52,12 +53,38 @@ class NoSavepoints:
         """Nothing."""
 
 
+class SharedSavepoints:
+    """Savepoints of a team: all members go on from the state that the first one finds, which alone keeps any."""
+
+    def __init__(self, savepoints: Savepoints, team: Team) -> None:
+        """Of members but the first, `savepoints` are never due."""
+        self._savepoints = savepoints
+        self._team = team
+
+    def load(self, part: str) -> State | None:
+        """The first member's."""
+        return self._team.gather(self._savepoints.load(part) if self._team.rank == 0 else None)[0]
+
+    def due(self, part: str) -> bool:
+        """As the member's own."""
+        return self._savepoints.due(part)
+
+    def save(self, part: str, state: State) -> None:
+        """As the member's own."""
+        self._savepoints.save(part, state)
+
+    def forget(self, prefix: str) -> None:
+        """As the member's own."""
+        self._savepoints.forget(prefix)
+
+
 @dataclass(frozen=True)
 class FitContext:
     """Handed through a fit unchanged but for the names of its parts."""
 
     watch: Watch = lambda progress, decoder: None
     savepoints: Savepoints = field(default_factory=NoSavepoints)
+    team: Team = field(default_factory=Alone)
 
     def of_model(self, number: int, of: int) -> FitContext:
         """The context of one of the models of a cross-calibrated fit."""
@@ -65,7 +92,7 @@ class FitContext:
         def watch(progress: FitProgress, decoder: Decoder) -> None:
             self.watch(replace(progress, model=number, models=of), decoder)
 
-        return FitContext(watch, _Below(self.savepoints, f"model{number}-"))
+        return replace(self, watch=watch, savepoints=_Below(self.savepoints, f"model{number}-"))
 
 
 class _Below:
@@ -89,4 +116,4 @@ class _Below:
 
 
 ALONE = FitContext()
-"""Nobody watches and nothing is kept."""
+"""Nobody watches, nothing is kept, one process computes."""

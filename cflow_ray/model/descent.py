@@ -21,6 +21,7 @@ from cflow_ray.model.initialisation import initialise_from_data
 from cflow_ray.model.progress import FitProgress
 from cflow_ray.model.recipes import LevelSchedule, PaperSchedule, level_schedule
 from cflow_ray.model.seeds import seeded
+from cflow_ray.model.team import Alone, Team
 
 # Shapes: N fibres of a step, P positions, C channels, D condition channels.
 
@@ -52,15 +53,18 @@ def fit_level(
     decoder = Decoder(train.channels, config.flow, generator)
     if config.recipe == "paper":
         shuffles = seeded(seed, "order")  # all levels shuffle the images alike, as one loader would
-        return _fit_as_the_paper(level, PaperDescent(decoder, train, generator, shuffles), held_out, context)
+        return _fit_as_the_paper(
+            level, PaperDescent(decoder, train, generator, shuffles, context.team), held_out, context
+        )
     schedule = level_schedule(config.recipe, level.stride, len(train))
     initialise_from_data(decoder, train.spread(_INITIAL_FIBRES, generator)[0].flatten(0, 1))
     best = _Best(level, decoder, held_out.spread(_SELECTION_FIBRES, generator))
-    descent = Descent(decoder, train, schedule, generator, fitting_precision(config))
+    descent = Descent(decoder, train, schedule, generator, fitting_precision(config), context.team)
     part = f"level{level.number}"
     if (kept := context.savepoints.load(part)) is not None:
         descent.restore(kept)
         best.restore(kept)
+    _start_alike(decoder, context.team)
     while descent.taken < schedule.steps:
         _refuse_non_finite(descent.step(), level, descent.taken)
         if descent.taken % schedule.check_every == 0 or descent.taken == schedule.steps:
@@ -89,6 +93,7 @@ class Descent:
         schedule: LevelSchedule,
         generator: torch.Generator,
         precision: torch.dtype,
+        team: Team | None = None,
     ) -> None:
         self.taken = 0
         """Steps."""
@@ -97,6 +102,7 @@ class Descent:
         self._schedule = schedule
         self._generator = generator
         self._precision = precision
+        self._team = team or Alone()
         self._optimiser = torch.optim.Adam(_fitted_parameters(decoder), lr=schedule.rate, fused=True)
 
     def step(self) -> Tensor:
@@ -104,7 +110,9 @@ class Descent:
         _set_rate(self._optimiser, self._schedule.rate_at(self.taken))
         fibres_tpC, condition_pD = self._fibres.draw(self._schedule.fibres, self._generator, self._schedule.positions)
         self.taken += 1
-        return _step(self._optimiser, grouped_likelihood(self._decoder, fibres_tpC, condition_pD, self._precision))
+        mine = slice(self._team.rank, None, self._team.size)  # of the positions: each one's condition is computed once
+        likelihood_tp = grouped_likelihood(self._decoder, fibres_tpC[:, mine], condition_pD[mine], self._precision)
+        return _step(self._optimiser, likelihood_tp, fibres_tpC[..., 0].numel(), self._team)
 
     def state(self) -> State:
         """All that `restore` goes on from."""
@@ -121,13 +129,21 @@ class Descent:
 class PaperDescent:
     """The official code's steps (`train_meta_epoch`): passes over shuffled batches of images, in shuffled fibres."""
 
-    def __init__(self, decoder: Decoder, fibres: Fibres, generator: torch.Generator, shuffles: torch.Generator) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        fibres: Fibres,
+        generator: torch.Generator,
+        shuffles: torch.Generator,
+        team: Team | None = None,
+    ) -> None:
         """`generator` shuffles the fibres of a batch of images, `shuffles` the images into batches."""
         self.schedule = PaperSchedule()
         self.decoder = decoder
         self.passes = 0
         """Ended."""
         self._fibres = fibres
+        self._team = team or Alone()
         self._generators = {"generator": generator, "shuffles": shuffles}
         self._optimiser = torch.optim.Adam(_fitted_parameters(decoder), lr=self.schedule.rate)
 
@@ -145,7 +161,9 @@ class PaperDescent:
             for fibres_NC, condition_ND in self._fibres.shuffled(
                 tiles, self.schedule.fibres, self._generators["generator"]
             ):
-                yield _step(self._optimiser, self.decoder(fibres_NC, condition_ND))
+                mine = slice(self._team.rank, None, self._team.size)
+                likelihood_N = self.decoder(fibres_NC[mine], condition_ND[mine])
+                yield _step(self._optimiser, likelihood_N, len(fibres_NC), self._team)
         self.passes += 1
 
     def state(self) -> State:
@@ -167,6 +185,7 @@ def _fit_as_the_paper(level: Level, descent: PaperDescent, held_out: Fibres, con
     passes, part = descent.schedule.meta_epochs * descent.schedule.sub_epochs, f"level{level.number}"
     if (kept := context.savepoints.load(part)) is not None:
         descent.restore(kept)
+    _start_alike(descent.decoder, context.team)
     while descent.passes < passes:
         for step, loss in enumerate(descent.one_pass(), start=1):
             _refuse_non_finite(loss, level, step, f" of pass {descent.passes + 1}")
@@ -212,12 +231,22 @@ class _Best:
         return self._decoder
 
 
-def _step(optimiser: torch.optim.Optimizer, likelihood: Tensor) -> Tensor:
-    loss = -functional.logsigmoid(likelihood).mean()
+def _step(optimiser: torch.optim.Optimizer, likelihood: Tensor, fibres: int, team: Team) -> Tensor:
+    """One step by the mean loss of the `fibres` of all members, of which `likelihood` holds this one's share."""
+    loss = -functional.logsigmoid(likelihood).sum() / fibres
     optimiser.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
+    total = loss.detach()
+    if team.size > 1:
+        team.add_up([total, *(p.grad for group in optimiser.param_groups for p in group["params"])])
     optimiser.step()
-    return loss.detach()
+    return total
+
+
+def _start_alike(decoder: Decoder, team: Team) -> None:
+    """Every member goes on from the first one's weights: processors may differ in the last bit of a start."""
+    for tensor in decoder.state_dict().values():
+        team.take_from(0, tensor)
 
 
 def _set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:

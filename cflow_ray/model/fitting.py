@@ -21,6 +21,7 @@ from cflow_ray.model.partition import Split, splits_of
 from cflow_ray.model.region import read_from
 from cflow_ray.model.scoring import Calibration
 from cflow_ray.model.seeds import model_seed
+from cflow_ray.model.team import interleaved, share_of
 
 # Shapes: I images, T tiles, P = h * w positions of a level, C channels.
 
@@ -52,7 +53,8 @@ def fit_detector(
         decoders = _fit_levels(features, split, config, model_seed(seed, number), of_model, region_HW)
         held_out = held_out_likelihood(decoders, features, split.selection, region_HW)
         fitted = Fitted(config, decoders, Calibration(held_out.peaks, ()), region_HW, held_out.nll)
-        scores += image_scores_of(fitted.detector(), features, split.calibration)
+        own = image_scores_of(fitted.detector(), features, share_of(split.calibration, context.team))
+        scores += interleaved(context.team.gather(own))
         if number + 1 < len(splits) and context.savepoints.due(_SCORES):
             _keep_scores(context, scores, number + 1)
     return replace(fitted, calibration=Calibration.of(fitted.calibration.peaks, scores))
@@ -75,7 +77,10 @@ def _keep_scores(context: FitContext, scores: list[float], models: int) -> None:
 def _fit_levels(
     features: Features, split: Split, config: DetectorConfig, seed: int, context: FitContext, region_HW: Tensor | None
 ) -> tuple[Decoder, ...]:
-    """All levels' decoders, side by side where torch has several threads, one thread a level then."""
+    """All levels' decoders, side by side where torch has several threads, one thread a level then.
+
+    A team takes one after the other: its members have to meet in the same step.
+    """
 
     def fit(number: int) -> Decoder:
         level_features = features.levels[number]
@@ -90,7 +95,7 @@ def _fit_levels(
 
     numbers = range(len(features.levels))
     threads = torch.get_num_threads()
-    if threads == 1:
+    if threads == 1 or context.team.size > 1:
         return tuple(fit(number) for number in numbers)
     try:
         with ThreadPoolExecutor(min(threads, len(numbers)), initializer=lambda: torch.set_num_threads(1)) as pool:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import compress
 
 import torch
 from torch import Tensor
@@ -20,16 +21,18 @@ from cflow_ray.data.scratch import FeatureCache
 from cflow_ray.errors import CflowRayError, DataError, ImageError
 from cflow_ray.evaluation.figures import Metrics
 from cflow_ray.model.augmentation import altered_copies
-from cflow_ray.model.context import FitContext
+from cflow_ray.model.context import FitContext, Savepoints, SharedSavepoints
 from cflow_ray.model.encoder import Encoder
 from cflow_ray.model.features import Features
 from cflow_ray.model.fitted import Fitted
 from cflow_ray.model.fitting import fit_detector
 from cflow_ray.model.flow import Decoder
 from cflow_ray.model.partition import splits_of
+from cflow_ray.model.pooling import pooled
 from cflow_ray.model.progress import FitProgress
 from cflow_ray.model.scoring import Calibration
 from cflow_ray.model.seeds import category_seed
+from cflow_ray.model.team import Alone, Team, share_of
 from cflow_ray.store.checkpoint import Manifest, installed_packages
 from cflow_ray.store.registry import Registry
 from cflow_ray.store.savepoints import StoredSavepoints
@@ -47,11 +50,14 @@ Report = Callable[[CategoryProgress], None]
 """Tells the run how far a category is."""
 
 
-def fit_category(task: FitTask, site: FitSite, report: Report) -> Outcome:
-    """Fit, evaluate, store and promote one category; an expected failure is an Outcome with its error."""
+def fit_category(task: FitTask, site: FitSite, report: Report, team: Team | None = None) -> Outcome:
+    """Fit, evaluate, store and promote one category; an expected failure is an Outcome with its error.
+
+    In a team the first member does so with the others' help; their own outcome has neither version nor figures.
+    """
     start, memory = time.monotonic(), PeakMemory()
     try:
-        outcome = _Fit(task, site, report).run()
+        outcome = _Fit(task, site, report, team or Alone()).run()
     except CflowRayError as error:
         seconds = round(time.monotonic() - start, 1)
         outcome = Outcome(task.category, "failed", seconds=seconds, error=str(error))
@@ -61,10 +67,12 @@ def fit_category(task: FitTask, site: FitSite, report: Report) -> Outcome:
 class _Fit:
     """The steps of one category's fits around what they share."""
 
-    def __init__(self, task: FitTask, site: FitSite, report: Report) -> None:
+    def __init__(self, task: FitTask, site: FitSite, report: Report, team: Team) -> None:
         self._task = task
         self._site = site
         self._report = report
+        self._team = team
+        self._is_first = team.rank == 0
         self._start = time.monotonic()
         self._data = DataSet(Storage(site.data_root, site.storage_options), task.samples)
         self._registry = Registry(Storage(site.registry, site.storage_options))
@@ -77,7 +85,7 @@ class _Fit:
         normals = self._data.normals(self._task.category)
         if not normals:
             raise DataError(f"{self._task.category!r} has no training image; add normal images to its train split.")
-        meter = CategoryMeter(len(normals), self._task.seeds)
+        meter = CategoryMeter(len(share_of(normals, self._team)), self._task.seeds)
         region_HW = self._region()
         features = self._encoded(normals, region_HW, meter)
         splits = splits_of(len(features), self._task.detector, self._shared_seed)
@@ -86,11 +94,15 @@ class _Fit:
             manifest = self._finished(detector)
             if manifest is None:
                 with self._savepoints(detector) as savepoints:
-                    context = FitContext(self._watch(meter, number), savepoints)
+                    context = FitContext(self._watch(meter, number), savepoints, self._team)
                     fitted = fit_detector(features, detector, self._seed(detector), context, region_HW, splits)
+                    if not self._is_first:
+                        continue
                     manifest = self._store(fitted, len(features), start)
                 start = time.monotonic()
             manifests.append(manifest)
+        if not self._is_first:
+            return Outcome(self._task.category, "fitted")
         best = likeliest(manifests)
         held_out = HeldOutImages(features, splits[-1].selection, region_HW)
         promoted, reason = promote(self._registry, self._task.category, best.version, self._site.promote, held_out)
@@ -101,7 +113,8 @@ class _Fit:
         """The version of one of several seeds, where an earlier run that was cut off has it."""
         if self._task.seeds == 1 or self._site.force:
             return None
-        return self._registry.finished(self._task.category, self._task.data_digest, detector)
+        found = self._registry.finished(self._task.category, self._task.data_digest, detector)
+        return self._team.gather(found)[0]  # the first member may have finished one since another looked
 
     def _seed(self, detector: DetectorConfig) -> int:
         return category_seed(detector.seed, self._task.category)
@@ -112,15 +125,20 @@ class _Fit:
         detector = self._task.detector
         return category_seed(detector.seed if detector.split_seed is None else detector.split_seed, self._task.category)
 
-    def _encoded(self, normals: Iterable[Sample], region_HW: Tensor | None, meter: CategoryMeter) -> Features:
-        draws = torch.Generator().manual_seed(self._shared_seed)
+    def _encoded(self, normals: Sequence[Sample], region_HW: Tensor | None, meter: CategoryMeter) -> Features:
+        """Features of the readable images, of which every member of the team reads and encodes a share."""
         cache = FeatureCache(self._site.cache_bytes, self._site.scratch)
 
         def copies(image_3HW: Tensor) -> list[Tensor]:
             self._report(meter.encoded())
-            return altered_copies(image_3HW, self._task.detector.augmentation, draws)
+            return altered_copies(image_3HW, self._task.detector.augmentation, self._shared_seed)
 
-        return self._images.encoded(normals, self._encoder, copies, cache.keep, region_HW)
+        own = self._images.encoded(share_of(normals, self._team), self._encoder, copies, cache.keep, region_HW)
+        for notes in self._team.gather(self._images.unreadable):
+            self._images.unreadable |= notes
+        ranks = [number % self._team.size for number in range(len(normals))]
+        readable = [sample.image not in self._images.unreadable for sample in normals]
+        return pooled(own, list(compress(ranks, readable)), self._team, cache.keep)
 
     def _region(self) -> Tensor | None:
         """The region of interest at the input's size; DataError where it is unreadable or empty."""
@@ -141,17 +159,19 @@ class _Fit:
         return lambda progress, _: self._report(meter.stepped(number, progress))
 
     @contextmanager
-    def _savepoints(self, detector: DetectorConfig) -> Iterator[StoredSavepoints]:
-        """The savepoints of one fit; they go once its version is there.
+    def _savepoints(self, detector: DetectorConfig) -> Iterator[Savepoints]:
+        """The savepoints of one fit, which the first member of a team keeps; they go once its version is there.
 
         Their folder is named by all that decides the weights, package versions included.
         """
         identity = hashlib.sha256(self._task.data_digest.encode() + detector.model_dump_json().encode())
         identity.update(repr(sorted(installed_packages().items())).encode())
         folder = f"{_SAVEPOINTS}/{self._task.category}/{identity.hexdigest()[:16]}"
-        savepoints = StoredSavepoints(self._registry.storage.child(folder), self._site.save_seconds)
-        yield savepoints
-        savepoints.forget()
+        seconds = self._site.save_seconds if self._is_first else 0
+        savepoints = StoredSavepoints(self._registry.storage.child(folder), seconds)
+        yield SharedSavepoints(savepoints, self._team)
+        if self._is_first:
+            savepoints.forget()
 
     def _store(self, fitted: Fitted, images: int, start: float) -> Manifest:
         """Evaluate and write a version; its manifest. Images were first read or, for a later seed, fitted at `start`."""
@@ -189,5 +209,5 @@ class _Fit:
             metrics=Metrics.from_dict(best.metrics),
             nll=mean_nll(best),
             promoted=promoted,
-            notes=(*dict.fromkeys(self._images.unreadable), support, *([reason] if reason else [])),
+            notes=(*self._images.unreadable.values(), support, *([reason] if reason else [])),
         )

@@ -56,8 +56,9 @@ def plan_table(plan: FitPlan, estimates: Mapping[str, Estimate]) -> Table:
         size = f"{config.size[0]} x {config.size[1]}"
         settings = (size, config.encoder.name, config.recipe)
         cost = (f"{estimate.features_mb:.0f}", _duration(estimate.seconds))
-        seeds = f"{task.seeds} seeds" if task.seeds > 1 else ""
-        table.add_row(str(number), task.category, images, *settings, *cost, seeds)
+        counts = {"seeds": task.seeds, "workers": task.workers}
+        remarks = ", ".join(f"{count} {name}" for name, count in counts.items() if count > 1)
+        table.add_row(str(number), task.category, images, *settings, *cost, remarks)
     for outcome in plan.settled:
         remark = outcome.error or f"{outcome.status} {outcome.version}"
         table.add_row("-", outcome.category, *["-"] * 6, escape(remark))

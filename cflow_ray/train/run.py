@@ -1,4 +1,4 @@
-"""One Ray Train run over the categories of a plan."""
+"""Ray Train runs over the categories of a plan: one for all, and one each for those that several workers fit together."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
 import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cflow_ray.config import ClusterConfig, FitConfig
@@ -23,7 +23,7 @@ from cflow_ray.train.plan import FitPlan, plan_fit
 from cflow_ray.train.queue import QueueActor, QueueStatus
 from cflow_ray.train.summary import write_summary
 from cflow_ray.train.task import FitSite, FitTask, Outcome
-from cflow_ray.train.worker import fit_worker
+from cflow_ray.train.worker import fit_share_worker, fit_worker
 
 log = logging.getLogger(__name__)
 
@@ -61,27 +61,58 @@ def _promoted_if_none_is(registry: Registry, outcome: Outcome, config: FitConfig
     return replace(outcome, promoted=True)
 
 
+@dataclass(frozen=True)
+class _Part:
+    """Categories of a run with the workers that fit them."""
+
+    name: str
+    """Of the run as Ray shows it; used once."""
+    tasks: tuple[FitTask, ...]
+    workers: int
+    loop: Callable[[dict[str, Any]], None]
+
+
 def _run(plan: FitPlan, config: FitConfig, watch: Watch) -> list[Outcome]:
     ray.init(**config.cluster.init_arguments())
-    workers = _worker_count(config.cluster, len(plan.due))
+    parts = _parts(plan, config.cluster)
+    return [outcome for part in parts for outcome in _train(part, plan.site, config, watch)]
+
+
+def _parts(plan: FitPlan, cluster: ClusterConfig) -> list[_Part]:
+    """A part for each category that wants several workers, and one of all others; ConfigError where one has no room."""
+    parts = []
+    for task in (task for task in plan.due if task.workers > 1):
+        workers = _worker_count(cluster.model_copy(update={"workers": task.workers}), task.workers)
+        parts.append(_Part(f"{plan.site.run}-{task.category}", (task,), workers, fit_share_worker))
+    alone = tuple(task for task in plan.due if task.workers == 1)
+    if alone:
+        parts.append(_Part(plan.site.run, alone, _worker_count(cluster, len(alone)), fit_worker))
+    return parts
+
+
+def _train(part: _Part, site: FitSite, config: FitConfig, watch: Watch) -> list[Outcome]:
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    queue = QueueActor.options(scheduling_strategy=here).remote(plan.due)  # it lives as long as its driver's node
+    queue = QueueActor.options(scheduling_strategy=here).remote(part.tasks)  # it lives as long as its driver's node
     trainer = TorchTrainer(
-        fit_worker,
-        train_loop_config={"queue": queue, "site": plan.site},
+        part.loop,
+        train_loop_config={"queue": queue, "site": site},
+        torch_config=TorchConfig(backend="gloo"),
         scaling_config=ScalingConfig(
-            num_workers=(1, workers),  # the group goes on with fewer when a node is lost, and grows with the cluster
+            num_workers=(
+                1,
+                part.workers,
+            ),  # the group goes on with fewer when a node is lost, and grows with the cluster
             resources_per_worker=config.cluster.resources.as_ray(),
             use_gpu=config.cluster.resources.gpu > 0,
         ),
-        run_config=_run_config(config, plan.site, queue),
+        run_config=_run_config(part, config, queue),
     )
     with _Watching(queue, watch):
         try:
             trainer.fit()
         except ray.train.TrainingFailedError as error:
             log.error("the run ended early: %s", error)
-    return _all_outcomes(plan.due, ray.get(queue.status.remote()))
+    return _all_outcomes(part.tasks, ray.get(queue.status.remote()))
 
 
 def _all_outcomes(tasks: tuple[FitTask, ...], status: QueueStatus) -> list[Outcome]:
@@ -106,10 +137,16 @@ def _worker_count(cluster: ClusterConfig, tasks: int) -> int:
 class _StrikeOnDeath(UserCallback):  # type: ignore[misc]
     """Tells the queue which workers died by themselves; runs in Ray Train's controller."""
 
-    def __init__(self, queue: Any) -> None:
+    def __init__(self, queue: Any, together: bool) -> None:
+        """`together`: the category in hand is that of all workers, so that one strike counts for all that died."""
         self._queue = queue
+        self._together = together
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        if self._together:
+            names = sorted({type(error).__name__ for error in worker_exceptions.values()})
+            ray.get(self._queue.died.remote(0, ", ".join(names)))
+            return
         for rank, error in worker_exceptions.items():
             ray.get(self._queue.died.remote(rank, type(error).__name__))
 
@@ -135,13 +172,13 @@ class _Watching:
             self._watch(ray.get(self._queue.status.remote()))
 
 
-def _run_config(config: FitConfig, site: FitSite, queue: Any) -> RunConfig:
+def _run_config(part: _Part, config: FitConfig, queue: Any) -> RunConfig:
     """Ray Train's own files go below the registry, which all nodes reach, under a name that is used once."""
     runs = Storage(config.registry, config.storage_options).child("_runs")
     return RunConfig(
-        name=site.run,
+        name=part.name,
         storage_path=runs.root,
         storage_filesystem=runs.arrow_file_system,
         failure_config=FailureConfig(max_failures=_GROUP_RESTARTS),
-        callbacks=[_StrikeOnDeath(queue)],
+        callbacks=[_StrikeOnDeath(queue, together=part.loop is fit_share_worker)],
     )

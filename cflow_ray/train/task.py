@@ -23,6 +23,8 @@ class FitTask:
     data_digest: str
     seeds: int = 1
     """Fits with the seeds `detector.seed`, + 1, ..."""
+    workers: int = 1
+    """That fit it together."""
 
     @property
     def work(self) -> int:
@@ -35,6 +37,7 @@ class FitTask:
             "images": {split: sum(s.split == split for s in self.samples) for split in (TRAIN, TEST)},
             "detector": self.detector.model_dump(mode="json"),
             "seeds": self.seeds,
+            "workers": self.workers,
         }
 
     def detectors(self) -> list[DetectorConfig]:

@@ -1,4 +1,4 @@
-"""What one worker of a run does: fit categories from the queue until it is empty."""
+"""What one worker of a run does: fit categories from the queue until it is empty, or a share of one with others."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import ray.train
 import torch
 from ray.util import get_current_placement_group
 
-from cflow_ray.train.category import fit_category
+from cflow_ray.model.team import Processes, Team
+from cflow_ray.train.category import Report, fit_category
 from cflow_ray.train.progress import CategoryProgress
-from cflow_ray.train.task import FitSite, Outcome
+from cflow_ray.train.task import FitSite, FitTask, Outcome
 
 log = logging.getLogger(__name__)
 
@@ -26,18 +27,51 @@ def fit_worker(config: dict[str, Any]) -> None:
     """
     queue, site = config["queue"], config["site"]
     rank = ray.train.get_context().get_world_rank()
-    group = get_current_placement_group().id.hex()  # every group of workers that Ray Train starts has its own
-    torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
-    ray.get(queue.start.remote(group))
+    group = _joined_group(queue)
     while (task := ray.get(queue.take.remote(group, rank))) is not None:
-
-        def report(progress: CategoryProgress, category: str = task.category) -> None:
-            queue.report.remote(category, progress)
-
-        ray.get(queue.finish.remote(_outcome(task, site, report)))
+        ray.get(queue.finish.remote(_outcome(task, site, _report_to(queue, task))))
 
 
-def _outcome(task: Any, site: FitSite, report: Any) -> Outcome:
+def fit_share_worker(config: dict[str, Any]) -> None:
+    """The loop of one of the Ray Train workers that fit one category together; the first one deals with the queue.
+
+    A member that fails tells the queue and leaves the process group, which is an error to all members that wait for it.
+    """
+    queue, site = config["queue"], config["site"]
+    team: Team = Processes()
+    group = _joined_group(queue)
+    task = team.gather(ray.get(queue.take.remote(group, 0)) if team.rank == 0 else None)[0]
+    if task is None:
+        return
+    report = _report_to(queue, task) if team.rank == 0 else lambda progress: None
+    try:
+        outcome = fit_category(task, site, report, team)
+    except Exception:
+        if ray.get(queue.is_over.remote(task.category)):
+            return
+        raise  # Ray Train starts the group anew
+    if team.rank == 0 or outcome.status == "failed":
+        ray.get(queue.finish.remote(outcome))
+    if outcome.status == "failed":
+        torch.distributed.destroy_process_group()
+
+
+def _joined_group(queue: Any) -> str:
+    """The name of the group of workers that this one belongs to, which the queue knows from now on."""
+    torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+    group = get_current_placement_group().id.hex()  # every group of workers that Ray Train starts has its own
+    ray.get(queue.start.remote(group))
+    return str(group)
+
+
+def _report_to(queue: Any, task: FitTask) -> Report:
+    def report(progress: CategoryProgress) -> None:
+        queue.report.remote(task.category, progress)
+
+    return report
+
+
+def _outcome(task: FitTask, site: FitSite, report: Report) -> Outcome:
     try:
         return fit_category(task, site, report)
     except Exception as error:

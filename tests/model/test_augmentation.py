@@ -58,7 +58,7 @@ def test_borders_are_mirrored_not_blackened() -> None:
 def test_every_other_copy_is_mirrored() -> None:
     given = image(16, 24)
     config = AugmentationConfig(copies=3, horizontal_flip=True)
-    first, second, third = altered_copies(given, config, torch.Generator().manual_seed(0))
+    first, second, third = altered_copies(given, config, 0)
     assert torch.equal(first, given.flip(2))
     assert torch.equal(third, given.flip(2))
     assert torch.equal(second, given)
@@ -68,7 +68,7 @@ def test_copies_are_turned_by_angles_of_their_own_within_the_limit_on_either_sid
     """The angle shows on an image whose grey is its row: the gradient at the middle turns with it."""
     rows = torch.arange(64).mul(4).byte()[None, :, None].expand(3, 64, 64).contiguous()
     config = AugmentationConfig(copies=16, rotation=20)
-    copies = altered_copies(rows, config, torch.Generator().manual_seed(0))
+    copies = altered_copies(rows, config, 0)
     middle = torch.stack(copies)[:, 0, 16:48, 16:48].float()
     down, right = (middle.diff(dim=axis).mean((1, 2)) for axis in (1, 2))
     degrees = torch.rad2deg(torch.atan2(right, down))
@@ -82,7 +82,7 @@ def test_copies_follow_the_generator_and_leave_the_image_alone() -> None:
     given = image(32, 32)
     before = given.clone()
     config = AugmentationConfig(copies=4, horizontal_flip=True, rotation=10)
-    first, again, other = (altered_copies(given, config, torch.Generator().manual_seed(s)) for s in (0, 0, 1))
+    first, again, other = (altered_copies(given, config, s) for s in (0, 0, 1))
     assert torch.equal(torch.stack(first), torch.stack(again))
     assert not any(torch.equal(one, two) for one, two in zip(first, other, strict=True))
     assert torch.equal(given, before)
@@ -90,4 +90,4 @@ def test_copies_follow_the_generator_and_leave_the_image_alone() -> None:
 
 
 def test_without_copies_there_is_none() -> None:
-    assert altered_copies(image(8, 8), AugmentationConfig(), torch.Generator()) == []
+    assert altered_copies(image(8, 8), AugmentationConfig(), 0) == []

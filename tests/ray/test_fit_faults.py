@@ -80,15 +80,17 @@ def _parent(pid: int) -> int:
 
 
 def killing(when: Callable[[QueueStatus], bool], times: int) -> tuple[Callable[[QueueStatus], None], list[int]]:
-    """A watch that kills a worker of the run at the first looks for which `when` holds; and whom it killed."""
+    """A watch that kills a worker of the run, of another group each time, when `when` holds; and whom it killed."""
     killed: list[int] = []
+    known: set[int] = set()
 
     def watch(status: QueueStatus) -> None:
         if len(killed) < times and when(status):
-            fresh = [pid for pid in train_workers(os.getpid()) if pid not in killed]
-            if fresh:
-                os.kill(fresh[0], signal.SIGKILL)
-                killed.append(fresh[0])
+            workers = train_workers(os.getpid())
+            if workers and known.isdisjoint(workers):
+                os.kill(workers[0], signal.SIGKILL)
+                killed.append(workers[0])
+                known.update(workers)
 
     return watch, killed
 
