@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from cflow_ray.config import (
+    CategoryConfig,
     ClusterConfig,
     DemoConfig,
     DetectorConfig,
@@ -135,7 +136,7 @@ def test_an_unknown_flag_is_a_config_error() -> None:
         ({"regsitry": "x"}, "regsitry", set(FitConfig.model_fields)),
         ({"cluster": {"wokers": 2}}, "cluster.wokers", set(ClusterConfig.model_fields)),
         ({"defaults": {"flow": {"bloks": 3}}}, "defaults.flow.bloks", set(FlowConfig.model_fields)),
-        ({"categories": {"screw": {"input_sze": 512}}}, "input_sze", set(DetectorConfig.model_fields)),
+        ({"categories": {"screw": {"input_sze": 512}}}, "input_sze", set(CategoryConfig.model_fields)),
         ({"categories": {"screw": {"encoder": {"nme": "x"}}}}, "encoder.nme", set(EncoderConfig.model_fields)),
     ],
 )
@@ -266,6 +267,7 @@ def test_a_name_alone_lists_a_category(write_yaml: WriteYaml) -> None:
 def test_a_wrong_override_is_found_when_the_file_is_read(write_yaml: WriteYaml) -> None:
     message = refused(write_yaml, {"categories": {"cable": None, "screw": {"input_size": 16}}})
     assert "categories.screw: 'input_size' is 16" in message
+    assert "categories.screw: 'workers' is 0" in refused(write_yaml, {"categories": {"screw": {"workers": 0}}})
 
 
 # -- places

@@ -19,6 +19,7 @@ from cflow_ray.config.detector import (
 from cflow_ray.config.model import Model, Uri, absolute_uri, load_config
 from cflow_ray.config.verbs import (
     CalibrateConfig,
+    CategoryConfig,
     CheckConfig,
     ClusterConfig,
     DemoConfig,
@@ -40,6 +41,7 @@ from cflow_ray.config.verbs import (
 __all__ = [
     "AugmentationConfig",
     "CalibrateConfig",
+    "CategoryConfig",
     "Channels",
     "CheckConfig",
     "ClusterConfig",

@@ -104,10 +104,11 @@ class RunConfig(Model):
     cluster: ClusterConfig = ClusterConfig()
 
 
-class _Together(Model):
-    """What a category's overrides say beside its detector."""
+class CategoryConfig(DetectorConfig):
+    """What one category of a fit can be told."""
 
     workers: int = Field(default=1, ge=1)
+    """That fit it together, each a share of every step."""
 
 
 class FitConfig(RunConfig, DataConfig):
@@ -134,18 +135,14 @@ class FitConfig(RunConfig, DataConfig):
     force: bool = False
     """Fit again even where a finished version with the same data and configuration exists."""
 
-    def detector(self, category: str) -> DetectorConfig:
-        """The resolved configuration of one category: defaults, then its overrides."""
-        overrides = self.categories.get(category) or {}
-        of_detector = {key: value for key, value in overrides.items() if key not in _Together.model_fields}
-        merged = merge(self.defaults.model_dump(), of_detector)
-        return validated(DetectorConfig, merged, where=f"categories.{category}")
+    def category(self, name: str) -> CategoryConfig:
+        """The resolved settings of one category: defaults, then its overrides."""
+        merged = merge(self.defaults.model_dump(), self.categories.get(name) or {})
+        return validated(CategoryConfig, merged, where=f"categories.{name}")
 
-    def workers_of(self, category: str) -> int:
-        """How many workers fit one category together."""
-        overrides = self.categories.get(category) or {}
-        given = {key: value for key, value in overrides.items() if key in _Together.model_fields}
-        return validated(_Together, given, where=f"categories.{category}").workers
+    def detector(self, category: str) -> DetectorConfig:
+        """The resolved configuration of one category's detector."""
+        return DetectorConfig.model_validate(self.category(category).model_dump(exclude={"workers"}))
 
     def chosen(self) -> tuple[str, ...]:
         """The categories that are asked for; empty for all of the data set."""
@@ -154,8 +151,7 @@ class FitConfig(RunConfig, DataConfig):
     @model_validator(mode="after")
     def _overrides_are_valid(self) -> Self:
         for category in self.categories:
-            self.detector(category)
-            self.workers_of(category)
+            self.category(category)
         return self
 
     @field_validator("categories", mode="before")

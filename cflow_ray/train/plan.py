@@ -80,7 +80,7 @@ def _task(data_set: DataSet, category: str, config: FitConfig, sizes: Mapping[st
         config.detector(category),
         _digest(data_set, category, config, sizes),
         seeds=config.seeds,
-        workers=config.workers_of(category),
+        workers=config.category(category).workers,
     )
 
 
