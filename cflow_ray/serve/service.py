@@ -13,8 +13,11 @@ from cflow_ray.model.detector import Finding
 from cflow_ray.model.scoring import Verdict, judge
 from cflow_ray.serve.batching import Batcher
 from cflow_ray.serve.checkpoints import ServedCheckpoint, ServedCheckpoints
+from cflow_ray.store.patience import Patience
 from cflow_ray.store.registry import CheckpointKey, Registry
 from cflow_ray.store.storage import Storage
+
+_PATIENCE = Patience(seconds=5)  # requests of every category wait behind the loading of one
 
 
 class ScoringService:
@@ -22,7 +25,7 @@ class ScoringService:
 
     def __init__(self, config_json: str) -> None:
         self.config = ServeConfig.model_validate_json(config_json)
-        registry = Registry(Storage(self.config.registry, self.config.storage_options))
+        registry = Registry(Storage(self.config.registry, self.config.storage_options, _PATIENCE))
         self._bank = registry.bank(self.config.capacity_mb * 2**20, runtime=self.config.runtime)
         self.checkpoints = ServedCheckpoints(registry, self._bank)
         self._batcher: Batcher[tuple[CheckpointKey, Tensor], Finding] = Batcher(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import posixpath
 import uuid
@@ -10,25 +11,33 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
+import aiohttp
 import fsspec
 import pyarrow.fs
 from botocore.exceptions import BotoCoreError, ClientError
 from fsspec.core import split_protocol, url_to_fs
 
 from cflow_ray.errors import StorageError
+from cflow_ray.store.patience import Patience, describe
+from cflow_ray.store.ranged import RangedFile
 
 _S3 = ("s3", "s3a")
 _S3_DEFAULTS: dict[str, Any] = {
     "use_listings_cache": False,  # another process may have written since
     "config_kwargs": {
         "connect_timeout": 5,
-        "read_timeout": 60,
-        "retries": {"max_attempts": 3, "mode": "standard"},
+        "read_timeout": 20,  # seconds without a byte; well below Patience, so that a request that hangs is sent again
+        # Quick tries of one request, so that a page of a long listing does not cost the pages before it; whole
+        # operations are tried again with Patience.
+        "retries": {"total_max_attempts": 3, "mode": "standard"},
         # Checksums in trailers are an addition of AWS that other S3 servers refuse.
         "request_checksum_calculation": "when_required",
         "response_checksum_validation": "when_required",
     },
 }
+
+_S3_PATIENT_REQUESTS = {"total_max_attempts": 10, "mode": "standard"}  # waits of some 55 s together
+_READ_AHEAD = 8 * 2**20
 
 Result = TypeVar("Result")
 
@@ -37,12 +46,14 @@ class Storage:
     """The files below a root URI. Paths are relative to it, separated by `/`, and never leave it.
 
     `options` are the file system's own, as fsspec names them (`endpoint_url`, `key`, `secret`, ...); a local root
-    ignores them. Every failure is a StorageError that names the location.
+    ignores them. A remote store that is in trouble for a while is waited for as long as `patience` lasts. Every failure
+    is a StorageError that names the location.
     """
 
-    def __init__(self, uri: str, options: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, uri: str, options: Mapping[str, Any] | None = None, patience: Patience | None = None) -> None:
         self.uri = _without_last_slash(uri)
         self.options = dict(options or {})
+        self._patience = patience or Patience()
         protocol = split_protocol(uri)[0]
         self.is_local = protocol in (None, "file", "local")
         self._is_s3 = protocol in _S3
@@ -52,11 +63,13 @@ class Storage:
             raise StorageError(
                 f"cannot open {uri!r}: {error}. Give a path, an s3:// URI, or one that fsspec knows."
             ) from error
+        if self._is_s3:
+            _leave_tries_to_botocore(self._fs)
 
     def child(self, path: str) -> Storage:
         """The tree below a folder of this one."""
         self._full(path)  # refuses what leaves this root
-        return Storage(self.join(path), self.options)
+        return Storage(self.join(path), self.options, self._patience)
 
     def join(self, path: str) -> str:
         """The URI of a path below this root."""
@@ -117,8 +130,11 @@ class Storage:
         return self._call(path, read)
 
     def open(self, path: str) -> IO[bytes]:
-        """A file to read and seek in; remote ones are fetched in ranges."""
-        return cast(IO[bytes], self._call(path, lambda full: self._fs.open(full, "rb")))
+        """A file to read and seek in; remote ones are fetched in ranges, each as `read` does."""
+        if self.is_local:
+            return cast(IO[bytes], self._call(path, lambda full: self._fs.open(full, "rb")))
+        ranges = RangedFile(lambda start, end: self.read(path, start, end), self.size(path))
+        return io.BufferedReader(ranges, _READ_AHEAD)
 
     def write(self, path: str, content: bytes) -> None:
         """Write a file so that a reader sees all of it or nothing; replaces what was there."""
@@ -137,9 +153,15 @@ class Storage:
 
     @property
     def arrow_file_system(self) -> pyarrow.fs.FileSystem:
-        """The file system as pyarrow's, for libraries that take one; it too asks S3 by listing."""
-        handler = _ListingHandler if self._is_s3 else pyarrow.fs.FSSpecHandler
-        return pyarrow.fs.PyFileSystem(handler(self._fs))
+        """The file system as pyarrow's, for libraries that take one.
+
+        It too asks S3 by listing, and waits for an S3 that is in trouble, if by each request for itself.
+        """
+        if not self._is_s3:
+            return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(self._fs))
+        options = _file_system_options("s3", self.options)
+        patient = options["config_kwargs"] | {"retries": _S3_PATIENT_REQUESTS}
+        return pyarrow.fs.PyFileSystem(_ListingHandler(fsspec.filesystem("s3", **options | {"config_kwargs": patient})))
 
     @property
     def root(self) -> str:
@@ -161,20 +183,22 @@ class Storage:
             raise
 
     def _call(self, path: str, operation: Callable[[str], Result]) -> Result:
-        """What an operation gives for the full path; its failure is a StorageError. (s3fs itself retries what passes.)"""
+        """What an operation gives for the full path, tried again on remote stores; its failure is a StorageError."""
         full = self._full(path)
         try:
-            return operation(full)
+            if self.is_local:
+                return operation(full)
+            return self._patience.call(self.join(path), lambda: operation(full))
         except FileNotFoundError as error:
             raise StorageError(f"{self.join(path)} does not exist. Check the path or URI.") from error
         except PermissionError as error:
             raise StorageError(f"no access to {self.join(path)}: {error}. Check permissions or credentials.") from error
-        except (OSError, BotoCoreError, ClientError) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
+        except (OSError, BotoCoreError, ClientError, aiohttp.ClientError) as error:
             raise StorageError(
-                f"cannot reach {self.join(path)}: {reason}. Check the path, --storage-option endpoint_url and the network."
+                f"cannot reach {self.join(path)}: {describe(error)}. "
+                "Check the path, --storage-option endpoint_url and the network."
             ) from error
-        except TypeError as error:  # s3fs looks at the names of its options when it first connects
+        except (TypeError, ValueError) as error:  # s3fs looks at its options when it first connects
             if self.is_local or not self.options:
                 raise
             names = ", ".join(sorted(self.options))
@@ -233,7 +257,19 @@ def _is_listed(file_system: fsspec.AbstractFileSystem, full: str) -> bool:
     return bool(folder) and full in file_system.find(folder, prefix=name, maxdepth=1)
 
 
+def _leave_tries_to_botocore(file_system: fsspec.AbstractFileSystem) -> None:
+    """Of its own s3fs tries a read up to 25 times over botocore's tries: a quarter of an hour where requests hang."""
+    file_system.retries = 1
+
+
 class _ListingHandler(pyarrow.fs.FSSpecHandler):  # type: ignore[misc]
+    def __init__(self, file_system: fsspec.AbstractFileSystem) -> None:
+        super().__init__(file_system)
+        _leave_tries_to_botocore(file_system)
+
+    def __reduce__(self) -> tuple[type[_ListingHandler], tuple[fsspec.AbstractFileSystem]]:
+        return _ListingHandler, (self.fs,)  # a file system forgets its number of tries when it is pickled
+
     def get_file_info(self, paths: list[str]) -> list[pyarrow.fs.FileInfo]:
         return [self._listed(path.rstrip("/")) for path in paths]
 
