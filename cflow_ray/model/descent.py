@@ -66,10 +66,12 @@ def fit_level(
         best.restore(kept)
     _start_alike(decoder, context.team)
     while descent.taken < schedule.steps:
-        _refuse_non_finite(descent.step(), level, descent.taken)
+        loss = descent.step()
+        _refuse_non_finite(loss, level, descent.taken)
         if descent.taken % schedule.check_every == 0 or descent.taken == schedule.steps:
             best.look()
-            context.watch(FitProgress(level.number, level.of, descent.taken, schedule.steps, best.nll), decoder)
+            at = (level.number, level.of, descent.taken, schedule.steps)
+            context.watch(FitProgress(*at, best.nll, loss=float(loss), rate=descent.rate), decoder)
             if context.savepoints.due(part):
                 context.savepoints.save(part, descent.state() | best.state())
     return best.decoder()
@@ -113,6 +115,11 @@ class Descent:
         mine = slice(self._team.rank, None, self._team.size)  # of the positions: each one's condition is computed once
         likelihood_tp = grouped_likelihood(self._decoder, fibres_tpC[:, mine], condition_pD[mine], self._precision)
         return _step(self._optimiser, likelihood_tp, fibres_tpC[..., 0].numel(), self._team)
+
+    @property
+    def rate(self) -> float:
+        """Learning rate of the last step."""
+        return _rate(self._optimiser)
 
     def state(self) -> State:
         """All that `restore` goes on from."""
@@ -166,6 +173,11 @@ class PaperDescent:
                 yield _step(self._optimiser, likelihood_N, len(fibres_NC), self._team)
         self.passes += 1
 
+    @property
+    def rate(self) -> float:
+        """Learning rate of the last step."""
+        return _rate(self._optimiser)
+
     def state(self) -> State:
         """All that `restore` goes on from, between two passes."""
         draws = {name: generator.get_state() for name, generator in self._generators.items()}
@@ -191,7 +203,8 @@ def _fit_as_the_paper(level: Level, descent: PaperDescent, held_out: Fibres, con
             _refuse_non_finite(loss, level, step, f" of pass {descent.passes + 1}")
         with torch.no_grad():
             nll = -float(grouped_likelihood(descent.decoder, *seen).mean())
-        context.watch(FitProgress(level.number, level.of, descent.passes, passes, nll), descent.decoder)
+        at = (level.number, level.of, descent.passes, passes)
+        context.watch(FitProgress(*at, nll, loss=float(loss), rate=descent.rate), descent.decoder)
         if context.savepoints.due(part):
             context.savepoints.save(part, descent.state())
     if not all(torch.isfinite(parameter).all() for parameter in descent.decoder.parameters()):
@@ -252,6 +265,10 @@ def _start_alike(decoder: Decoder, team: Team) -> None:
 def _set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
     for group in optimiser.param_groups:
         group["lr"] = rate
+
+
+def _rate(optimiser: torch.optim.Optimizer) -> float:
+    return float(optimiser.param_groups[0]["lr"])
 
 
 def _refuse_non_finite(loss: Tensor, level: Level, step: int, of: str = "") -> None:

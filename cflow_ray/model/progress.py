@@ -19,3 +19,7 @@ class FitProgress:
     nll: float
     model: int = 0
     models: int = 1
+    loss: float | None = None
+    """Of the last step, before it."""
+    rate: float | None = None
+    """Learning rate of the last step."""

@@ -38,6 +38,7 @@ from cflow_ray.store.registry import Registry
 from cflow_ray.store.savepoints import StoredSavepoints
 from cflow_ray.store.storage import Storage, split_uri
 from cflow_ray.store.weights import read_weights
+from cflow_ray.train.curves import Curves
 from cflow_ray.train.memory import PeakMemory
 from cflow_ray.train.progress import CategoryMeter, CategoryProgress
 from cflow_ray.train.promotion import HeldOutImages, likeliest, mean_nll, promote
@@ -93,8 +94,8 @@ class _Fit:
         for number, detector in enumerate(self._task.detectors()):
             manifest = self._finished(detector)
             if manifest is None:
-                with self._savepoints(detector) as savepoints:
-                    context = FitContext(self._watch(meter, number), savepoints, self._team)
+                with self._savepoints(detector) as savepoints, self._watch(meter, number, features) as watch:
+                    context = FitContext(watch, savepoints, self._team)
                     fitted = fit_detector(features, detector, self._seed(detector), context, region_HW, splits)
                     if not self._is_first:
                         continue
@@ -155,8 +156,27 @@ class _Fit:
             raise DataError(f"the region of interest {config.region} has no pixel above 0 inside the crop.")
         return torch.from_numpy(region_HW)
 
-    def _watch(self, meter: CategoryMeter, number: int) -> Callable[[FitProgress, Decoder], None]:
-        return lambda progress, _: self._report(meter.stepped(number, progress))
+    @contextmanager
+    def _watch(
+        self, meter: CategoryMeter, number: int, features: Features
+    ) -> Iterator[Callable[[FitProgress, Decoder], None]]:
+        """Reports the looks at the fit of one seed, and draws them; in a team that is for the first member to do."""
+        if not self._is_first:
+            yield lambda progress, decoder: None
+            return
+        folder = self._registry.storage.child(f"_runs/{self._site.run}/tensorboard/{self._task.category}")
+        curves = Curves(folder, self._site.save_seconds)
+        seed = self._task.detector.seed + number if self._task.seeds > 1 else None
+
+        def watch(progress: FitProgress, _: Decoder) -> None:
+            self._report(meter.stepped(number, progress))
+            stride = self._task.detector.size[0] / features.levels[progress.level].size[0]
+            curves.add(progress, stride, seed)
+
+        try:
+            yield watch
+        finally:
+            curves.write()
 
     @contextmanager
     def _savepoints(self, detector: DetectorConfig) -> Iterator[Savepoints]:

@@ -41,6 +41,9 @@ def test_the_whole_job_gives_one_score_on_four_paths(place: Place, miniature: Pa
     fitted = run("fit", "--data", data, "--registry", registry, "--recipe", "fast", "--input-size", SIDE, place=place)
     assert list(fitted["categories"]) == sorted(categories)
     assert {outcome["status"] for outcome in fitted["categories"].values()} == {"fitted"}
+    curves = [name for name in Storage(registry, place.options).files("_runs") if "tfevents" in name]
+    assert {name.split("/")[2] for name in curves} == {"tensorboard"}
+    assert {name.split("/")[3] for name in curves} == set(categories)
 
     packed = run("pack", "--data", data, "--output", shards, "--shard-size", "100KB", place=place)
     assert len(packed["shards"]) > 1
