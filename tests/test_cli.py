@@ -14,6 +14,7 @@ from cflow_ray.cli import main
 from cflow_ray.config import DemoConfig, FitConfig, load_config
 from tests.ray.conftest import free_port
 
+FIT = ["fit", "--data", "d", "--registry", "r"]
 CONFIGS = Path(__file__).parents[1] / "jobs" / "configs"
 
 
@@ -56,6 +57,16 @@ def test_all_commands_of_the_design_are_there():
         (["fit", "--data", "d", "--registry", "r", "--input-size", "3"], "'defaults.input_size' is '3'"),
         (["fit", "--data", "d", "--registry", "r", "--storage-option", "nothing"], "no key=value"),
         (["fit", "--config", "no-such.yaml"], "no-such.yaml"),
+        ([*FIT, "--resources", "cpu"], "'cpu' is not like cpu=1,gpu=0.25,memory=4GB"),
+        ([*FIT, "--resources", "cpu=1,,2"], "'cpu=1,,2' is not like cpu=1,gpu=0.25,memory=4GB"),
+        ([*FIT, "--resources", "cpu=many"], "'cluster.resources.cpu' is 'many'"),
+        ([*FIT, "--resources", "cpu=0"], "'cluster.resources.cpu' is '0'"),
+        ([*FIT, "--resources", "gpu=-1"], "'cluster.resources.gpu' is '-1'"),
+        ([*FIT, "--resources", "memory=lots"], "'cluster.resources.memory' is 'lots'"),
+        ([*FIT, "--resources", "gpus=1"], "'cluster.resources.gpus'; allowed here: cpu, gpu, memory"),
+        ([*FIT, "--workers", "some"], "'cluster.workers"),
+        ([*FIT, "--workers", "0"], "'cluster.workers"),
+        ([*FIT, "--seeds", "0"], "'seeds' is 0"),
         (["score", "in", "--registry", "r", "--output", "o", "--category-pattern", "x/"], "{category}"),
         (["pack", "--data", "d", "--output", "o", "--shard-size", "many"], "'many'"),
         (["data", "check", "--data", "d", "--write-table", "t.csv"], ".parquet"),
@@ -119,6 +130,17 @@ def test_what_is_missing_is_told_in_one_line_and_leaves_nothing_behind(arguments
     assert len(errors) == 1, result.stderr
     assert "Traceback" not in result.output
     assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_category_is_told_with_those_there_are(tmp_path: Path):
+    for category in ("pill", "screw"):
+        (tmp_path / category / "train" / "good").mkdir(parents=True)
+        (tmp_path / category / "train" / "good" / "0.png").write_bytes(b"")
+    for command in (["fit"], ["fit", "--dry-run"]):
+        result = run(*command, "--data", tmp_path, "--registry", tmp_path / "out", "--category", "screw,zippr")
+        assert result.exit_code == 1
+        assert "no category 'zippr'" in result.stderr
+        assert "it has pill, screw" in result.stderr
 
 
 def test_an_endpoint_that_cannot_be_reached_is_told(tmp_path: Path):
