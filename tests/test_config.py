@@ -349,7 +349,10 @@ def test_workers_fit_the_nodes_or_are_refused(
         with pytest.raises(ConfigError, match="do not fit"):
             cluster.worker_count(given, tasks)
     else:
-        assert cluster.worker_count(given, tasks) == min(room if wanted == "auto" else wanted, tasks)
+        assert cluster.worker_count(given, tasks) == (tasks if wanted == "auto" else min(wanted, tasks))
+    waiting = cluster.model_copy(update={"wait": True})
+    assert waiting.worker_count(given, tasks) == (tasks if wanted == "auto" else min(wanted, tasks))
+    assert waiting.room(given) == room
 
 
 def test_a_request_for_more_gpus_than_there_are_says_what_there_is() -> None:

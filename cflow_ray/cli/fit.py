@@ -30,9 +30,13 @@ from cflow_ray.progress import ProgressBoard
 @click.option("--seeds", type=int, metavar="N", help="Fits a category; the best held-out likelihood counts [1].")
 @click.option("--all", "all", is_flag=True, default=None, help="Every category, not only those that --config lists.")
 @click.option("--promote", type=click.Choice(get_args(Promotion)), help="Which version becomes the best [newest].")
-@click.option("--workers", metavar="N|auto", help="Worker processes at most [auto: what the cluster has room for].")
+@click.option(
+    "--workers", metavar="N|auto", help="Worker processes at most [auto: fill the cluster, and what joins it]."
+)
 @click.option("--resources", type=Quantities(), metavar="cpu=1,gpu=0.25,memory=4GB", help="Of one worker [cpu=1].")
-@click.option("--wait", is_flag=True, default=None, help="Wait for nodes that have room instead of failing.")
+@click.option(
+    "--wait", is_flag=True, default=None, help="Begin with what the cluster has room for and wait for the rest."
+)
 @click.option("--save-seconds", type=float, metavar="S", help="How often a fit's state is kept; 0: never [60].")
 @click.option("--dry-run", is_flag=True, help="Print the plan, with estimates from a trial on this machine, and stop.")
 @click.option("--force", is_flag=True, default=None, help="Fit again what is finished already.")

@@ -67,24 +67,31 @@ class ClusterConfig(Model):
     address: str | None = None
     """Address of a running cluster; null joins $RAY_ADDRESS or starts a local one."""
     workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Worker processes; auto fills the cluster."""
+    """Worker processes at most; auto: one a category, as many of them as the cluster has room for now and later."""
     resources: Resources = Resources()
     """Of every worker."""
     wait: bool = False
-    """Wait for nodes that have room, instead of failing where the cluster has too few."""
+    """Begin with the workers that there is room for, none even, where the cluster has too few now, instead of failing."""
 
     def worker_count(self, nodes: Sequence[Mapping[str, float]], tasks: int) -> int:
-        """How many workers run for so many tasks on nodes with these resources; ConfigError where they do not fit."""
-        room = sum(self.resources.room(node) for node in nodes)
-        wanted = room if self.workers == "auto" else self.workers
-        if room < 1 or wanted > room:
+        """How many workers a run for so many tasks has at most, if need be once the cluster has grown.
+
+        ConfigError where those that are asked for do not fit nodes with these resources and the run may not `wait`.
+        """
+        room = self.room(nodes)
+        asked = 1 if self.workers == "auto" else self.workers
+        if asked > room and not self.wait:
             total = {name: sum(node.get(name, 0) for node in nodes) for name in self.resources.as_ray()}
             has = ", ".join(f"{value:g} {name}" for name, value in total.items())
             raise ConfigError(
-                f"{max(wanted, 1)} workers of {self.resources} do not fit the cluster, which has {has} on {len(nodes)} "
+                f"{asked} workers of {self.resources} do not fit the cluster, which has {has} on {len(nodes)} "
                 f"nodes, room for {room}. Ask for fewer with --workers or --resources, or let the run --wait for nodes."
             )
-        return min(wanted, tasks)
+        return tasks if self.workers == "auto" else min(self.workers, tasks)
+
+    def room(self, nodes: Sequence[Mapping[str, float]]) -> int:
+        """How many workers fit nodes with these resources."""
+        return sum(self.resources.room(node) for node in nodes)
 
     def init_arguments(self) -> dict[str, Any]:
         """Keyword arguments of `ray.init`; a local cluster starts without dashboard, one joined stays as it is."""

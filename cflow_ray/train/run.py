@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +15,6 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cflow_ray.config import ClusterConfig, FitConfig
-from cflow_ray.errors import ConfigError
 from cflow_ray.store.registry import Registry
 from cflow_ray.store.storage import Storage
 from cflow_ray.train.plan import FitPlan, plan_fit
@@ -30,7 +28,6 @@ log = logging.getLogger(__name__)
 Watch = Callable[[QueueStatus], None]
 
 _SECONDS_BETWEEN_LOOKS = 0.5
-_SECONDS_BETWEEN_TRIES = 2.0
 _GROUP_RESTARTS = 100  # a category stops the run at two deaths of its own; this only bounds a cluster that is broken
 
 
@@ -42,11 +39,12 @@ def fit(config: FitConfig, watch: Watch = lambda status: None) -> list[Outcome]:
     lie in the registry's `fit_summary.parquet` as well.
     """
     plan = plan_fit(config)
+    parts = _parts(plan, config.cluster) if plan.due else []
     registry = Registry.create(Storage(config.registry, config.storage_options))
     registry.storage.write(f"_runs/{plan.site.run}/config.json", config.model_dump_json(indent=2).encode())
     settled = [_promoted_if_none_is(registry, outcome, config) for outcome in plan.settled]
     watch(QueueStatus({}, {outcome.category: outcome for outcome in settled}))
-    fitted = _run(plan, config, watch) if plan.due else []
+    fitted = [outcome for part in parts for outcome in _train(part, plan.site, config, watch)]
     outcomes = sorted([*settled, *fitted], key=lambda outcome: outcome.category)
     write_summary(registry.storage, plan.site.run, outcomes)
     return outcomes
@@ -69,24 +67,28 @@ class _Part:
     """Of the run as Ray shows it; used once."""
     tasks: tuple[FitTask, ...]
     workers: int
+    """At most."""
     loop: Callable[[dict[str, Any]], None]
 
 
-def _run(plan: FitPlan, config: FitConfig, watch: Watch) -> list[Outcome]:
-    ray.init(**config.cluster.init_arguments())
-    parts = _parts(plan, config.cluster)
-    return [outcome for part in parts for outcome in _train(part, plan.site, config, watch)]
-
-
 def _parts(plan: FitPlan, cluster: ClusterConfig) -> list[_Part]:
-    """A part for each category that wants several workers, and one of all others; ConfigError where one has no room."""
+    """Join or start the cluster: a part for each category that wants several workers, and one of all others.
+
+    ConfigError where one has no room. Ray Train begins with the workers that there is room for, once that is one.
+    """
+    ray.init(**cluster.init_arguments())
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     parts = []
     for task in (task for task in plan.due if task.workers > 1):
-        workers = _worker_count(cluster.model_copy(update={"workers": task.workers}), task.workers)
-        parts.append(_Part(f"{plan.site.run}-{task.category}", (task,), workers, fit_share_worker))
+        of_task = cluster.model_copy(update={"workers": task.workers})
+        name = f"{plan.site.run}-{task.category}"
+        parts.append(_Part(name, (task,), of_task.worker_count(nodes, task.workers), fit_share_worker))
     alone = tuple(task for task in plan.due if task.workers == 1)
     if alone:
-        parts.append(_Part(plan.site.run, alone, _worker_count(cluster, len(alone)), fit_worker))
+        parts.append(_Part(plan.site.run, alone, cluster.worker_count(nodes, len(alone)), fit_worker))
+    room, most = cluster.room(nodes), max(part.workers for part in parts)
+    if room < most and cluster.wait:
+        log.info("the cluster has room for %d of %d workers; the others start once nodes join", room, most)
     return parts
 
 
@@ -98,10 +100,8 @@ def _train(part: _Part, site: FitSite, config: FitConfig, watch: Watch) -> list[
         train_loop_config={"queue": queue, "site": site},
         torch_config=TorchConfig(backend="gloo"),
         scaling_config=ScalingConfig(
-            num_workers=(
-                1,
-                part.workers,
-            ),  # the group goes on with fewer when a node is lost, and grows with the cluster
+            num_workers=(1, part.workers),  # the group shrinks when a node is lost, and grows with the cluster
+            elastic_resize_monitor_interval_s=_seconds_between_resizes(config.save_seconds),
             resources_per_worker=config.cluster.resources.as_ray(),
             use_gpu=config.cluster.resources.gpu > 0,
         ),
@@ -121,17 +121,13 @@ def _all_outcomes(tasks: tuple[FitTask, ...], status: QueueStatus) -> list[Outco
     return [*status.outcomes.values(), *lost]
 
 
-def _worker_count(cluster: ClusterConfig, tasks: int) -> int:
-    """How many workers there is room for; with `wait`, once there is room for one or for the number asked for."""
-    while True:
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        try:
-            return cluster.worker_count(nodes, tasks)
-        except ConfigError as error:
-            if not cluster.wait:
-                raise
-            log.info("waiting for nodes: %s", error)
-            time.sleep(_SECONDS_BETWEEN_TRIES)
+def _seconds_between_resizes(save_seconds: float) -> float:
+    """A group that grows starts anew from the savepoints, in 12 to 20 s.
+
+    So that a cluster that grows node by node does not keep its fits from getting anywhere, the group grows after two
+    savepoints of every category at the earliest; without savepoints, after ten minutes.
+    """
+    return 2 * (save_seconds or 300)
 
 
 class _StrikeOnDeath(UserCallback):  # type: ignore[misc]

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from cflow_ray.cli import main
 from cflow_ray.config import FitConfig
 from cflow_ray.errors import CflowRayError
 from cflow_ray.model.threads import torch_threads
@@ -189,6 +191,24 @@ def test_a_store_that_is_away_for_a_while_costs_nothing_but_time(
     wait_until(lambda: not train_workers(os.getpid()))
 
 
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--resources", "cpu=1,gpu=2"), "1 workers of 1 CPU, 2 GPU do not fit the cluster, which has 2 CPU, 0 GPU"),
+        (("--workers", "3"), "3 workers of 1 CPU do not fit the cluster, which has 2 CPU on 1 nodes, room for 2"),
+    ],
+)
+def test_more_than_the_cluster_has_is_refused_at_once_and_leaves_nothing_behind(
+    flags: tuple[str, str], says: str, cluster: None, miniature: Path, tmp_path: Path
+) -> None:
+    registry = tmp_path / "registry"
+    result = CliRunner().invoke(main, ["fit", "--data", str(miniature), "--registry", str(registry), *flags])
+    assert result.exit_code == 2, result.output
+    assert f"error: {says}" in result.stderr
+    assert "--wait for nodes" in result.stderr
+    assert not registry.exists()
+
+
 @pytest.fixture
 def elsewhere() -> Iterator[dict[str, str]]:
     """An environment in which Ray keeps its files in a folder of its own, where a dead cluster has left its address.
@@ -272,22 +292,68 @@ print(json.dumps(result))
 def test_a_removed_node_leaves_its_work_to_the_other(
     elsewhere: dict[str, str], miniature: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
-    """In a process of its own: this one has joined another cluster."""
-    config = tmp_path / "fit.json"
-    config.write_text(config_of(miniature, tmp_path / "registry", "brick", "grass").model_dump_json())
+    config = config_of(miniature, tmp_path / "registry", "brick", "grass")
+    result = in_a_process_of_its_own(TWO_NODES, config, elsewhere, tmp_path)
+    assert result == {"removed": 1, "outcomes": {"brick": ["fitted", None], "grass": ["fitted", None]}}
+    for category in ("brick", "grass"):
+        assert weights(tmp_path / "registry", category) == weights(undisturbed, category)
+
+
+A_NODE_JOINS = """
+import json, sys, time
+from concurrent.futures import ThreadPoolExecutor
+import ray
+from ray.cluster_utils import Cluster
+from cflow_ray.config import FitConfig
+from cflow_ray.train.run import fit
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+ray.init(address=cluster.address, log_to_driver=False)
+seen = {1: set(), 2: set()}  # nodes -> how many categories were in hand
+
+def watch(status):
+    seen[len(cluster.list_all_nodes())].add(len(status.in_hand))
+
+with open(sys.argv[1]) as file, ThreadPoolExecutor(1) as pool:
+    fitting = pool.submit(fit, FitConfig.model_validate_json(file.read()), watch)
+    while not seen[1] & {1, 2}:
+        time.sleep(0.1)
+    cluster.add_node(num_cpus=1)
+    outcomes = {one.category: [one.status, one.error] for one in fitting.result()}
+ray.shutdown()
+cluster.shutdown()
+print(json.dumps({"most": [max(seen[1]), max(seen[2])], "outcomes": outcomes}))
+"""
+
+
+def test_a_node_that_joins_is_taken_up(
+    elsewhere: dict[str, str], miniature: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    """Ray Train looks for new nodes every 20 s and starts the group anew, with a worker more; work in hand goes on from
+    its savepoint. Every node has room for one worker, so two categories in hand are on both.
+    """
+    categories = ("brick", "grass", "gravel", "stars")
+    config = config_of(miniature, tmp_path / "registry", *categories, cluster={"workers": 2, "wait": True})
+    result = in_a_process_of_its_own(A_NODE_JOINS, config, elsewhere, tmp_path)
+    assert result == {"most": [1, 2], "outcomes": {category: ["fitted", None] for category in categories}}
+    for category in ("brick", "grass"):
+        assert weights(tmp_path / "registry", category) == weights(undisturbed, category)
+
+
+def in_a_process_of_its_own(script: str, config: FitConfig, environment: dict[str, str], folder: Path) -> Any:
+    """What a script prints as JSON that joins another cluster than this process has."""
+    path = folder / "fit.json"
+    path.write_text(config.model_dump_json())
     done = subprocess.run(
-        [sys.executable, "-c", TWO_NODES, str(config)],
-        env=elsewhere,
+        [sys.executable, "-c", script, str(path)],
+        env=environment,
         capture_output=True,
         text=True,
         timeout=500,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    result = json.loads(done.stdout.splitlines()[-1])
-    assert result == {"removed": 1, "outcomes": {"brick": ["fitted", None], "grass": ["fitted", None]}}
-    for category in ("brick", "grass"):
-        assert weights(tmp_path / "registry", category) == weights(undisturbed, category)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def wait_until(holds: Callable[[], bool], seconds: float = 120) -> None:
