@@ -11,20 +11,19 @@ from typing import Any
 import torch
 
 from cflow_ray.config import DetectorConfig
-from cflow_ray.data.samples import TRAIN
 from cflow_ray.model.descent import Descent, fitting_precision
 from cflow_ray.model.encoder import Encoder
 from cflow_ray.model.features import Features, encode
 from cflow_ray.model.fibres import Fibres
 from cflow_ray.model.flow import Decoder
-from cflow_ray.model.partition import is_cross
-from cflow_ray.model.recipes import LevelSchedule, PaperSchedule, level_schedule
+from cflow_ray.model.recipes import LevelSchedule
 from cflow_ray.model.seeds import seeded
 from cflow_ray.model.threads import torch_threads
 from cflow_ray.model.tiling import Layout
 from cflow_ray.store.weights import read_weights
 from cflow_ray.train.plan import FitPlan
 from cflow_ray.train.task import FitTask
+from cflow_ray.train.work import models_of, schedule_of, training_images
 
 _TRIAL_IMAGES = 4
 _TRIAL_STEPS = 3
@@ -70,9 +69,9 @@ class _Trial:
 
     def estimate(self, task: FitTask) -> Estimate:
         """For the number of images of a category."""
-        images = sum(sample.split == TRAIN and sample.label != 1 for sample in task.samples)
+        images = training_images(task.samples)
         encoded = images * (1 + self._config.augmentation.copies)
-        models = min(self._config.folds, images) + 1 if is_cross(images, self._config) else 1
+        models = models_of(images, self._config)
         steps = sum(self._level_seconds(level, encoded) for level in range(len(self._features.levels)))
         values = sum(level.positions * level.channels for level in self._features.levels)
         return Estimate(
@@ -82,7 +81,7 @@ class _Trial:
 
     def _level_seconds(self, number: int, images: int) -> float:
         level = self._features.levels[number]
-        schedule = _schedule(self._config, self._config.size[0] / level.size[0], images, level.positions)
+        schedule = schedule_of(self._config, self._config.size[0] / level.size[0], images, level.positions)
         descent = self._descent(number, schedule)
         descent.step()
         return schedule.steps * median(_timed(descent.step) for _ in range(_TRIAL_STEPS))
@@ -99,16 +98,6 @@ def _features(encoder: Encoder, config: DetectorConfig) -> Features:
     shape = (_TRIAL_IMAGES, 3, *config.size)
     images_I3HW = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
     return encode(encoder, ((image_3HW, Layout.of(config.size, config.input)) for image_3HW in images_I3HW))
-
-
-def _schedule(config: DetectorConfig, stride: float, images: int, positions: int) -> LevelSchedule:
-    """The steps of a level; the paper's as so many steps of its number of fibres."""
-    if config.recipe != "paper":
-        return level_schedule(config.recipe, stride, images * positions)
-    paper = PaperSchedule()
-    batches, rows = max(1, images // paper.images), min(images, paper.images) * positions
-    steps = paper.meta_epochs * paper.sub_epochs * batches * max(1, rows // paper.fibres)
-    return LevelSchedule(steps, min(paper.fibres, rows), paper.rate, positions=paper.fibres)
 
 
 def _timed(step: Callable[[], object]) -> float:

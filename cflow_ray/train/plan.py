@@ -16,6 +16,7 @@ from cflow_ray.store.registry import Registry, check_category_name
 from cflow_ray.store.storage import Storage, split_uri
 from cflow_ray.train.promotion import likeliest, mean_nll
 from cflow_ray.train.task import FitSite, FitTask, Outcome
+from cflow_ray.train.work import work_of
 
 
 @dataclass(frozen=True)
@@ -74,13 +75,15 @@ def _task(data_set: DataSet, category: str, config: FitConfig, sizes: Mapping[st
     check_category_name(category)
     if not data_set.normals(category):
         raise ConfigError(f"no training image in {config.data}; add normal images to its train split.")
+    samples, detector = tuple(data_set.of(category)), config.detector(category)
     return FitTask(
         category,
-        tuple(data_set.of(category)),
-        config.detector(category),
+        samples,
+        detector,
         _digest(data_set, category, config, sizes),
         seeds=config.seeds,
         workers=config.category(category).workers,
+        work=work_of(samples, detector, config.seeds),
     )
 
 

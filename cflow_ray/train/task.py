@@ -25,11 +25,8 @@ class FitTask:
     """Fits with the seeds `detector.seed`, + 1, ..."""
     workers: int = 1
     """That fit it together."""
-
-    @property
-    def work(self) -> int:
-        """How long it will take, relative to others: images times pixels of the input."""
-        return len(self.samples) * self.detector.size[0] * self.detector.size[1]
+    work: float = 0.0
+    """How long it will take, relative to others (`work_of`)."""
 
     def as_dict(self) -> dict[str, Any]:
         """The task as JSON, its samples as counts."""

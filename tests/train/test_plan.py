@@ -26,7 +26,7 @@ def fitted(config: FitConfig) -> list[Outcome]:
     return [fit_category(task, plan.site, lambda progress: None) for task in plan.due]
 
 
-def test_longest_first_by_images_times_pixels(fit_config: FitConfigOf) -> None:
+def test_the_most_work_comes_first(fit_config: FitConfigOf) -> None:
     assert [task.category for task in plan_fit(fit_config()).due] == ["grid", "weave"]
     larger = plan_fit(fit_config(categories={"weave": {"input_size": 128}}, all=True))
     assert [(task.category, task.detector.size) for task in larger.due] == [("weave", (128, 128)), ("grid", (64, 64))]

@@ -16,7 +16,7 @@ from cflow_ray.train.task import FitTask, Outcome
 
 def task(category: str, images: int = 1) -> FitTask:
     samples = tuple(Sample(f"{category}/{number}.png", category, TRAIN, 0) for number in range(images))
-    return FitTask(category, samples, DetectorConfig(), data_digest="")
+    return FitTask(category, samples, DetectorConfig(), data_digest="", work=images)
 
 
 @pytest.fixture
