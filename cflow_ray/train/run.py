@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 import ray.train
-from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -19,6 +19,7 @@ from cflow_ray.store.registry import Registry
 from cflow_ray.store.storage import Storage
 from cflow_ray.train.plan import FitPlan, plan_fit
 from cflow_ray.train.queue import QueueActor, QueueStatus
+from cflow_ray.train.strikes import StrikeOnDeath
 from cflow_ray.train.summary import write_summary
 from cflow_ray.train.task import FitSite, FitTask, Outcome
 from cflow_ray.train.worker import fit_share_worker, fit_worker
@@ -130,23 +131,6 @@ def _seconds_between_resizes(save_seconds: float) -> float:
     return 2 * (save_seconds or 300)
 
 
-class _StrikeOnDeath(UserCallback):  # type: ignore[misc]
-    """Tells the queue which workers died by themselves; runs in Ray Train's controller."""
-
-    def __init__(self, queue: Any, together: bool) -> None:
-        """`together`: the category in hand is that of all workers, so that one strike counts for all that died."""
-        self._queue = queue
-        self._together = together
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        if self._together:
-            names = sorted({type(error).__name__ for error in worker_exceptions.values()})
-            ray.get(self._queue.died.remote(0, ", ".join(names)))
-            return
-        for rank, error in worker_exceptions.items():
-            ray.get(self._queue.died.remote(rank, type(error).__name__))
-
-
 class _Watching:
     """Shows the queue's status to `watch` twice a second while the run goes on."""
 
@@ -176,5 +160,5 @@ def _run_config(part: _Part, config: FitConfig, queue: Any) -> RunConfig:
         storage_path=runs.root,
         storage_filesystem=runs.arrow_file_system,
         failure_config=FailureConfig(max_failures=_GROUP_RESTARTS),
-        callbacks=[_StrikeOnDeath(queue, together=part.loop is fit_share_worker)],
+        callbacks=[StrikeOnDeath(queue, together=part.loop is fit_share_worker)],
     )
