@@ -1,14 +1,16 @@
-"""The images of a measurement: a data set of one category in a temporary folder, real where there are real ones."""
+"""The images of a measurement: a data set in a temporary folder, of one category, real where there are real ones, or many."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
 
 from benchmarks.options import REAL_DATA
-from cflow_ray.data.synthetic import DemoSize, demo_files
+from cflow_ray.data.defects import DEFECTS
+from cflow_ray.data.synthetic import CATEGORIES, DemoSize, demo_files
 
 _TEXTURE = "brick"
 
@@ -45,6 +47,20 @@ def gather(work: Path, train: int, test: int, data: Path | None = None) -> Image
     return Images(root, source.name, f"{source.parent.name}/{source.name}")
 
 
+def draw_factory(root: Path, images: Sequence[tuple[int, int]], side: int) -> list[str]:
+    """A data set with a category for every pair of numbers of training and test images; returns the categories' names.
+
+    The project's textures in turn, with a seed of its own for each, half of the test images defective.
+    """
+    names = []
+    for number, (train, test) in enumerate(images):
+        texture = CATEGORIES[number % len(CATEGORIES)]
+        names.append(f"{texture}-{number:03d}")
+        size = DemoSize(train, test - test // 2, round(test / 2 / len(DEFECTS)), side)
+        _write(root, ((path.replace(texture, names[-1], 1), png) for path, png in demo_files((texture,), size, number)))
+    return names
+
+
 def repeat(images: Images, folder: Path, count: int) -> list[str]:
     """Fill a folder with `count` images, the test images over and over under new names; returns the names."""
     folder.mkdir()
@@ -56,7 +72,11 @@ def repeat(images: Images, folder: Path, count: int) -> list[str]:
 
 
 def _draw(root: Path, train: int, test: int) -> None:
-    for path, content in demo_files((_TEXTURE,), DemoSize(train=train, test_good=test, test_per_defect=test)):
+    _write(root, demo_files((_TEXTURE,), DemoSize(train=train, test_good=test, test_per_defect=test)))
+
+
+def _write(root: Path, files: Iterable[tuple[str, bytes]]) -> None:
+    for path, content in files:
         file = root / path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(content)

@@ -40,12 +40,12 @@ class Meter:
         return {"cpu": round(self.cpu, 4), "wall": round(self.wall, 4)}
 
 
-def memory_mb(field: str) -> float:
-    """`VmRSS` (resident now) or `VmHWM` (its peak) of this process in MB of 10^6 bytes.
+def memory_mb(field: str, process: int | str = "self") -> float:
+    """`VmRSS` (resident now) or `VmHWM` (its peak) of this process, or another, in MB of 10^6 bytes.
 
     Not `ru_maxrss`: Linux hands that on from the parent to the processes it starts.
     """
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    lines = dict(line.split(":", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines())
     return round(int(lines[field].split()[0]) * 1024 / 1e6, 1)
 
 

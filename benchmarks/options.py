@@ -10,15 +10,15 @@ from benchmarks.sides import CHECKOUT
 REAL_DATA = CHECKOUT.parent / "shared" / "data" / "screw" / "screw"
 
 
-def parser(description: str) -> argparse.ArgumentParser:
-    """A parser with the flags of every measurement."""
+def parser(description: str, data: str = "a category's folder") -> argparse.ArgumentParser:
+    """A parser with the flags of every measurement; `data` is what its own images are."""
     flags = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     flags.add_argument("--quick", action="store_true", help="tiny sizes, one round: does it run? Nothing is kept")
     flags.add_argument("--rounds", type=int, default=5, help="repetitions whose median counts")
     flags.add_argument("--threads", type=int, default=1, help="threads of both sides")
     flags.add_argument("--device", default="cpu", help="torch device of both sides")
     flags.add_argument("--runtime", default="auto", help="runtime of our scoring")
-    flags.add_argument("--data", type=Path, default=None, help="a category's folder in MVTec AD layout; see README")
+    flags.add_argument("--data", type=Path, default=None, help=f"{data} in MVTec AD layout; see README")
     return flags
 
 

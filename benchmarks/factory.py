@@ -1,0 +1,131 @@
+"""`make bench-factory`: a run over 15 categories against their fits alone, and against a loop of the peer's fits."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.images import draw_factory
+from benchmarks.options import parse, parser
+from benchmarks.report import RESULTS, publish, significant
+from benchmarks.sides import ANOMALIB, OURS, run_side
+
+MVTEC_AD = (
+    *((280, 117), (264, 78), (245, 124), (230, 117), (247, 79), (209, 83), (224, 150), (219, 132), (391, 110)),
+    *((220, 115), (267, 167), (320, 160), (60, 42), (213, 100), (240, 151)),
+)
+"""Training and test images of its 15 categories."""
+_FEWER_EPOCHS = 20
+
+
+def main() -> None:
+    """Draw the images, fit each category alone, run all of them, then the peer on some of them."""
+    options = parse(_flags())
+    with tempfile.TemporaryDirectory() as folder:
+        root = options.data or _drawn(Path(folder) / "data", options)
+        detector = {"recipe": options.recipe, "input_size": options.side}
+        configs = [
+            {"data": str(root), "registry": str(Path(folder) / name), "defaults": detector} for name in ("alone", "run")
+        ]
+        configs[1]["cluster"] = {"workers": options.workers}
+        singles = run_side(OURS, "ours.singles", 1, config=configs[0], workers=options.workers)
+        run = run_side(OURS, "ours.running", 1, config=configs[1])
+        peer = _kept_peer() if options.reuse_peer else _peer(Path(folder), root, singles, options)
+    result = _result(singles, run, peer, options)
+    publish(result, options, {"singles": singles, "run": run, "peer": peer})
+
+
+def _flags() -> ArgumentParser:
+    flags = parser("fit 15 categories in one run", data="a data set's folder")
+    flags.add_argument("--recipe", default="fast", help="our recipe")
+    flags.add_argument("--side", type=int, default=256, help="our input size; the peer's is 256")
+    flags.add_argument("--workers", type=int, default=os.cpu_count(), help="of our run; the peer gets as many threads")
+    flags.add_argument("--scale", type=float, default=1.0, help="share of MVTec AD's numbers of images that are drawn")
+    flags.add_argument("--epochs", type=int, default=50, help="of the peer")
+    flags.add_argument("--measured-epochs", type=int, default=1, help="of the peer that are run")
+    flags.add_argument("--measured-categories", type=int, default=3, help="of the peer that are run, small to large")
+    flags.add_argument("--peer-in-full", action="store_true", help="run all categories and epochs of the peer (a day)")
+    flags.add_argument("--reuse-peer", action="store_true", help="take the peer's seconds from the last result")
+    return flags
+
+
+def _drawn(root: Path, options: Namespace) -> Path:
+    sizes = ((10, 10), (12, 10), (16, 10)) if options.quick else MVTEC_AD
+    options.side = 64 if options.quick else options.side
+    scale = 1.0 if options.quick else options.scale
+    draw_factory(root, [(max(8, round(train * scale)), round(test * scale)) for train, test in sizes], 256)
+    return root
+
+
+def _peer(work: Path, root: Path, singles: dict[str, Any], options: Namespace) -> dict[str, Any]:
+    encoder = run_side(OURS, "ours.weights", options.workers, path=str(work / "encoder.pt"))
+    by_size = sorted(singles["fits"], key=lambda name: singles["fits"][name]["images"]["train"])
+    few = 1 if options.quick else options.measured_categories
+    categories = by_size if options.peer_in_full else spread(by_size, few)
+    epochs = options.epochs if options.peer_in_full else options.measured_epochs
+    settings = {"categories": categories, "epochs": epochs, "device": options.device}
+    return run_side(ANOMALIB, "peer.looping", options.workers, root=str(root), encoder=encoder, **settings)
+
+
+def _kept_peer() -> dict[str, Any]:
+    kept: dict[str, Any] = json.loads((RESULTS / "factory.json").read_text(encoding="utf-8"))["detail"]["peer"]
+    return kept
+
+
+def spread(names: list[str], count: int) -> list[str]:
+    """So many of the names, evenly from the first to the last."""
+    last = len(names) - 1
+    return [names[round(number * last / max(1, count - 1))] for number in range(min(count, len(names)))]
+
+
+def peer_seconds(peer: dict[str, Any], images: dict[str, int], epochs: int) -> float:
+    """Wall seconds of the peer's loop over all categories: epochs times those of an epoch, and what else a fit takes.
+
+    A category that was not run takes the mean of the others' epochs a training image, and of the rest of a fit.
+    """
+    fits = peer["fits"]
+    an_image = sum(fit["epoch"] for fit in fits.values()) / sum(images[name] for name in fits)
+    other = sum(fit["other"] for fit in fits.values()) / len(fits)
+    assumed = {name: {"epoch": an_image * count, "other": other} for name, count in images.items()}
+    return sum(epochs * fit["epoch"] + fit["other"] for fit in (assumed | fits).values())
+
+
+def _result(singles: dict[str, Any], run: dict[str, Any], peer: dict[str, Any], options: Namespace) -> dict[str, Any]:
+    images = {name: fit["images"]["train"] for name, fit in singles["fits"].items()}
+    ideal = sum(fit["wall"] for fit in singles["fits"].values()) / options.workers
+    peers, fewer = (peer_seconds(peer, images, epochs) for epochs in (options.epochs, _FEWER_EPOCHS))
+    extrapolated = len(peer["fits"]) < len(images) or peer["epochs"] < options.epochs
+    return {
+        "name": "factory",
+        "ours": run["wall"],
+        "peer": round(peers),
+        "ratio": significant(peers / run["wall"]),
+        "unit": "wall s",
+        "conditions": {
+            "peer": f"anomalib: a loop of Engine.fit, {options.epochs} epochs, {options.workers} torch threads",
+            "peer_extrapolated": extrapolated and f"{peer['epochs']} epochs of {len(peer['fits'])} categories were run",
+            f"ratio_at_{_FEWER_EPOCHS}_epochs": significant(fewer / run["wall"]),
+            "ours": f"fit, recipe {options.recipe}, {options.side} px, {options.workers} workers of one thread",
+            "singles": f"each category alone, {options.workers} processes of one thread side by side",
+            "singles_by_workers_s": round(ideal, 1),
+            "start_up_s": run["start_up"],
+            "run_less_start_up_to_singles": significant((run["wall"] - run["start_up"]) / ideal),
+            "seconds_after_the_last_was_taken": round(run["last_finished"] - run["last_taken"], 1),
+            "seconds_after_the_last_was_finished": round(run["wall"] - run["last_finished"], 1),
+            "fits_in_the_run_to_singles": significant(sum(run["fits"].values()) / ideal / options.workers),
+            "categories": len(images),
+            "images": sum(images.values()),
+            "data": options.data.name
+            if options.data
+            else f"drawn textures, 256 px, {options.scale:g} x MVTec AD's numbers",
+            "peer_reused": options.reuse_peer,
+        },
+    }
+
+
+if __name__ == "__main__":
+    main()

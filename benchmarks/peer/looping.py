@@ -1,0 +1,58 @@
+"""anomalib's fits of several categories as its users run them: a loop of `Engine.fit` at its defaults."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from typing import Any
+
+from anomalib.data import MVTecAD
+from anomalib.engine import Engine
+from lightning import Callback, LightningModule, Trainer, seed_everything
+
+from benchmarks.meter import Meter, answer
+from benchmarks.peer.cflow import build, quiet
+
+
+class Epochs(Callback):
+    """Wall seconds of all epochs, with the validation and the checkpoints that belong to them."""
+
+    wall = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._start = time.perf_counter()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop it."""
+        self.wall = time.perf_counter() - self._start
+
+
+def measure(root: str, categories: list[str], encoder: dict[str, Any], epochs: int, device: str) -> dict[str, Any]:
+    """Of every category: wall seconds of an epoch, and of all else from the model's construction to its last file."""
+    quiet()
+    seed_everything(0, verbose=False)
+    return {"epochs": epochs, "fits": {name: _fit(root, name, encoder, epochs, device) for name in categories}}
+
+
+def _fit(root: str, category: str, encoder: dict[str, Any], epochs: int, device: str) -> dict[str, float]:
+    clock = Epochs()
+    with tempfile.TemporaryDirectory() as folder, Meter() as meter:
+        data = MVTecAD(root=root, category=category)
+        engine = Engine(
+            callbacks=[clock],
+            default_root_dir=folder,
+            max_epochs=epochs,
+            accelerator=device,
+            devices=1,
+            enable_progress_bar=False,
+        )
+        engine.fit(build(encoder, visualizer=True), datamodule=data)
+    seconds = {"epoch": round(clock.wall / epochs, 2), "other": round(meter.wall - clock.wall, 2)}
+    print(category, seconds, file=sys.stderr, flush=True)
+    return seconds
+
+
+if __name__ == "__main__":
+    answer(measure)
