@@ -17,8 +17,8 @@ RECIPES = st.sampled_from(["fast", "balanced", "best"])
 @pytest.mark.parametrize(
     ("recipe", "steps", "fibres"),
     [
-        ("fast", (800, 480, 240), (512, 256, 256)),
-        ("balanced", (2000, 1200, 600), (512, 256, 256)),
+        ("fast", (1600, 960, 480), (512, 256, 256)),
+        ("balanced", (3200, 1920, 960), (512, 256, 256)),
         ("best", (4000, 2400, 1200), (1024, 512, 512)),
     ],
 )
