@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ["tests.stores"]
+
 
 @pytest.fixture(scope="session")
 def inspection_data() -> Path:

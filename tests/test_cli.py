@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 from cflow_ray.cli import main
 from cflow_ray.config import DemoConfig, FitConfig, load_config
-from tests.ray.conftest import free_port
+from tests.stores import free_port
 
 FIT = ["fit", "--data", "d", "--registry", "r"]
 CONFIGS = Path(__file__).parents[1] / "jobs" / "configs"

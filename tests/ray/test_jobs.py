@@ -14,7 +14,7 @@ import tenacity
 
 from cflow_ray.store.registry import Registry
 from cflow_ray.store.storage import Storage
-from tests.ray.conftest import free_port
+from tests.stores import free_port
 
 pytestmark = pytest.mark.ray
 

@@ -13,7 +13,7 @@ from cflow_ray.config import DataConfig
 from cflow_ray.data.datasets import read_data_set
 from cflow_ray.data.images import encode_png
 from cflow_ray.store.storage import Storage
-from tests.ray.conftest import Place
+from tests.stores import Place
 
 pytestmark = pytest.mark.s3
 

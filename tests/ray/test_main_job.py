@@ -18,7 +18,7 @@ from cflow_ray.serve import Server
 from cflow_ray.store.registry import Registry
 from cflow_ray.store.results import read_results
 from cflow_ray.store.storage import Storage
-from tests.ray.conftest import Place, upload
+from tests.stores import Place, upload
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 

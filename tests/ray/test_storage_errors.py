@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from cflow_ray.cli import main
-from tests.ray.conftest import Place
+from tests.stores import Place
 
 pytestmark = pytest.mark.s3
 

@@ -15,8 +15,8 @@ from cflow_ray.errors import StorageError
 from cflow_ray.store.patience import Patience
 from cflow_ray.store.registry import Registry
 from cflow_ray.store.storage import Storage
-from tests.ray.conftest import Place
 from tests.ray.fault_proxy import HANG, RESET, SHORT, Fault, FaultProxy
+from tests.stores import Place
 
 pytestmark = pytest.mark.s3
 
