@@ -18,10 +18,18 @@ from cflow_ray.config import DetectorConfig, FitConfig, Layout
 CHECKOUT = Path(__file__).parents[1]
 PAGES = [
     CHECKOUT / name
-    for name in ("README.md", "cluster/README.md", "benchmarks/README.md", "CHANGELOG.md", "docs/data.md")
+    for name in (
+        "README.md",
+        "cluster/README.md",
+        "benchmarks/README.md",
+        "CHANGELOG.md",
+        "docs/detector.md",
+        "docs/fit.md",
+        "docs/data.md",
+    )
 ]
 README = PAGES[0].read_text(encoding="utf-8")
-DATA_PAGE = PAGES[-1].read_text(encoding="utf-8")
+FIT_PAGE, DATA_PAGE = (page.read_text(encoding="utf-8") for page in PAGES[-2:])
 
 
 def command_lines(program: str, page: str = README) -> list[str]:
@@ -29,7 +37,9 @@ def command_lines(program: str, page: str = README) -> list[str]:
     return [line for block in blocks for line in block.splitlines() if line.startswith(f"{program} ")]
 
 
-@pytest.mark.parametrize("line", command_lines("cflow-ray") + command_lines("cflow-ray", DATA_PAGE))
+@pytest.mark.parametrize(
+    "line", [line for page in (README, FIT_PAGE, DATA_PAGE) for line in command_lines("cflow-ray", page)]
+)
 def test_commands_of_the_documents_parse(line: str):
     words = shlex.split(line, comments=True)[1:]
     command: click.Command = main
@@ -87,8 +97,12 @@ def test_the_page_names_every_setting():
     assert set(DetectorConfig.model_fields) <= named | own_page
 
 
-def test_the_example_of_the_page_is_a_fit():
-    page = (CHECKOUT / "docs" / "detector.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", ["detector", "fit"])
+def test_the_example_of_the_page_is_a_fit(name: str):
+    page = (CHECKOUT / "docs" / f"{name}.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     config = FitConfig.model_validate({"data": "d", "registry": "r", **yaml.safe_load(example)})
-    assert config.detector("foil").tiling is not None
+    assert all(
+        config.detector(category) != config.defaults or config.category(category).workers > 1
+        for category in config.categories
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -241,23 +242,36 @@ def driver(
         process.wait(30)
 
 
-def test_a_killed_driver_is_started_again_and_ends_as_if_nothing_had_happened(
+def test_a_driver_that_is_interrupted_and_then_killed_is_started_again_and_ends_as_if_nothing_had_happened(
     driver: Callable[[], subprocess.Popen[bytes]], undisturbed: Path, tmp_path: Path
 ) -> None:
     registry = tmp_path / "registry"
-    first = driver()
-    wait_until(lambda: any((registry / "_savepoints").rglob("*.safetensors")) if registry.exists() else False)
-    workers = train_workers(first.pid)
-    first.kill()
-    second = driver()
-    printed, _ = second.communicate(timeout=300)
-    assert second.returncode == 0
+    workers: list[int] = []
+    for signal_number in (signal.SIGINT, signal.SIGKILL):
+        start = time.time()
+        process = driver()
+        wait_until(lambda start=start: newest_savepoint(registry) > start)  # type: ignore[misc]
+        workers += train_workers(process.pid)
+        process.send_signal(signal_number)
+        assert process.wait(60) != 0
+    last = driver()
+    printed, _ = last.communicate(timeout=300)
+    assert last.returncode == 0
     outcomes = json.loads(printed)["categories"]
     assert {name: outcome["status"] for name, outcome in outcomes.items()} == {"brick": "fitted", "grass": "fitted"}
     for category in ("brick", "grass"):
         assert weights(registry, category) == weights(undisturbed, category)
-    assert workers
+    assert len(workers) == 2
     wait_until(lambda: not any(_read(Path(f"/proc/{pid}/cmdline")) for pid in workers))
+
+
+def newest_savepoint(registry: Path) -> float:
+    """When a savepoint was last written; 0 where there is none."""
+    times = [0.0]
+    for path in registry.glob("_savepoints/**/*.safetensors") if registry.exists() else ():
+        with contextlib.suppress(FileNotFoundError):  # it has just been replaced
+            times.append(path.stat().st_mtime)
+    return max(times)
 
 
 TWO_NODES = """
