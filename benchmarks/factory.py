@@ -25,6 +25,7 @@ _FEWER_EPOCHS = 20
 def main() -> None:
     """Draw the images, fit each category alone, run all of them, then the peer on some of them."""
     options = parse(_flags())
+    options.side = 64 if options.quick else options.side
     with tempfile.TemporaryDirectory() as folder:
         root = options.data or _drawn(Path(folder) / "data", options)
         detector = {"recipe": options.recipe, "input_size": options.side}
@@ -55,9 +56,9 @@ def _flags() -> ArgumentParser:
 
 def _drawn(root: Path, options: Namespace) -> Path:
     sizes = ((10, 10), (12, 10), (16, 10)) if options.quick else MVTEC_AD
-    options.side = 64 if options.quick else options.side
-    scale = 1.0 if options.quick else options.scale
-    draw_factory(root, [(max(8, round(train * scale)), round(test * scale)) for train, test in sizes], 256)
+    draw_factory(
+        root, [(max(8, round(train * options.scale)), round(test * options.scale)) for train, test in sizes], 256
+    )
     return root
 
 
@@ -78,26 +79,27 @@ def _kept_peer() -> dict[str, Any]:
 
 def spread(names: list[str], count: int) -> list[str]:
     """So many of the names, evenly from the first to the last."""
-    last = len(names) - 1
-    return [names[round(number * last / max(1, count - 1))] for number in range(min(count, len(names)))]
+    count = min(count, len(names))
+    return [names[round(number * (len(names) - 1) / max(1, count - 1))] for number in range(count)]
 
 
-def peer_seconds(peer: dict[str, Any], images: dict[str, int], epochs: int) -> float:
-    """Wall seconds of the peer's loop over all categories: epochs times those of an epoch, and what else a fit takes.
+def peer_seconds(peer: dict[str, Any], images: dict[str, int], epochs: int, unit: str = "wall") -> float:
+    """Seconds of the peer's loop over all categories: epochs times those of an epoch, and what else a fit takes.
 
-    A category that was not run takes the mean of the others' epochs a training image, and of the rest of a fit.
+    A category that was not run takes the others' mean of an epoch for a training image, and of the rest of a fit.
     """
     fits = peer["fits"]
-    an_image = sum(fit["epoch"] for fit in fits.values()) / sum(images[name] for name in fits)
-    other = sum(fit["other"] for fit in fits.values()) / len(fits)
-    assumed = {name: {"epoch": an_image * count, "other": other} for name, count in images.items()}
-    return sum(epochs * fit["epoch"] + fit["other"] for fit in (assumed | fits).values())
+    an_image = sum(fit["epoch"][unit] for fit in fits.values()) / sum(images[name] for name in fits)
+    other = sum(fit["other"][unit] for fit in fits.values()) / len(fits)
+    assumed = sum(epochs * an_image * count + other for name, count in images.items() if name not in fits)
+    return float(assumed + sum(epochs * fit["epoch"][unit] + fit["other"][unit] for fit in fits.values()))
 
 
 def _result(singles: dict[str, Any], run: dict[str, Any], peer: dict[str, Any], options: Namespace) -> dict[str, Any]:
     images = {name: fit["images"]["train"] for name, fit in singles["fits"].items()}
     ideal = sum(fit["wall"] for fit in singles["fits"].values()) / options.workers
     peers, fewer = (peer_seconds(peer, images, epochs) for epochs in (options.epochs, _FEWER_EPOCHS))
+    cpu = sum(fit["cpu"] for fit in singles["fits"].values())
     extrapolated = len(peer["fits"]) < len(images) or peer["epochs"] < options.epochs
     return {
         "name": "factory",
@@ -109,6 +111,7 @@ def _result(singles: dict[str, Any], run: dict[str, Any], peer: dict[str, Any], 
             "peer": f"anomalib: a loop of Engine.fit, {options.epochs} epochs, {options.workers} torch threads",
             "peer_extrapolated": extrapolated and f"{peer['epochs']} epochs of {len(peer['fits'])} categories were run",
             f"ratio_at_{_FEWER_EPOCHS}_epochs": significant(fewer / run["wall"]),
+            "ratio_of_cpu_s": significant(peer_seconds(peer, images, options.epochs, "cpu") / cpu),
             "ours": f"fit, recipe {options.recipe}, {options.side} px, {options.workers} workers of one thread",
             "singles": f"each category alone, {options.workers} processes of one thread side by side",
             "singles_by_workers_s": round(ideal, 1),

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.factory import peer_seconds, spread
 from benchmarks.fit import _early_stop
+from benchmarks.images import draw_factory
 from benchmarks.report import KEYS
 
 CHECKOUT = Path(__file__).parents[1]
@@ -19,7 +21,7 @@ TARGETS = re.findall(r"make bench-([a-z]+)` \|", (FOLDER / "README.md").read_tex
 
 def test_every_command_of_the_benchmarks_is_a_target_with_a_module():
     shown = subprocess.run(["make", "help"], cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout
-    assert {"fit", "score", "encoder", "memory", "load"} <= set(TARGETS)
+    assert {"fit", "score", "encoder", "memory", "load", "factory", "driver"} <= set(TARGETS)
     for name in TARGETS:
         assert f"bench-{name} " in shown
         assert (FOLDER / f"{name}.py").is_file()
@@ -40,3 +42,27 @@ def test_training_that_waits_for_a_better_auroc_stops_after_two_epochs_without()
     epochs = [{"epoch": n, "pixel_auroc": value} for n, value in enumerate([0.5, 0.7, 0.6, 0.8, 0.8, 0.7, 0.9], 1)]
     assert _early_stop(epochs) == epochs[5]
     assert _early_stop(epochs[:5]) is None
+
+
+def test_the_peers_loop_is_what_was_measured_and_for_the_rest_its_mean():
+    fits = {
+        "a": {"epoch": {"wall": 4.0}, "other": {"wall": 1.0}},
+        "b": {"epoch": {"wall": 8.0}, "other": {"wall": 3.0}},
+    }
+    assert peer_seconds({"fits": fits}, {"a": 20, "b": 40}, epochs=10) == 10 * 12 + 4
+    assert peer_seconds({"fits": fits}, {"a": 20, "b": 40, "c": 5}, epochs=10) == 10 * (12 + 0.2 * 5) + 4 + 2
+
+
+def test_what_the_peer_runs_goes_from_the_smallest_to_the_largest():
+    names = list("abcdefgh")
+    assert spread(names, 3) == ["a", "e", "h"]
+    assert spread(names, 1) == ["a"]
+    assert spread(names, 20) == names
+
+
+def test_a_drawn_factory_has_the_images_asked_for(tmp_path: Path):
+    names = draw_factory(tmp_path, [(3, 10), (2, 0)] * 3, side=32)
+    assert len(set(names)) == 6
+    for number, name in enumerate(names):
+        assert len(list((tmp_path / name / "train").rglob("*.png"))) == (2 if number % 2 else 3)
+        assert len(list((tmp_path / name / "test").rglob("*.png"))) == (0 if number % 2 else 10)

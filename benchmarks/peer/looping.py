@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import tempfile
-import time
 from typing import Any
 
 from anomalib.data import MVTecAD
@@ -16,32 +15,36 @@ from benchmarks.peer.cflow import build, quiet
 
 
 class Epochs(Callback):
-    """Wall seconds of all epochs, with the validation and the checkpoints that belong to them."""
+    """Seconds of all epochs, with the validation and the checkpoints that belong to them."""
 
-    wall = 0.0
+    def __init__(self) -> None:
+        self.meter = Meter()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
-        self._start = time.perf_counter()
+        self.meter.start()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop it."""
-        self.wall = time.perf_counter() - self._start
+        self.meter.stop()
 
 
 def measure(root: str, categories: list[str], encoder: dict[str, Any], epochs: int, device: str) -> dict[str, Any]:
-    """Of every category: wall seconds of an epoch, and of all else from the model's construction to its last file."""
+    """Of every category: seconds of an epoch, and of all else from the model's construction to its last file.
+
+    CPU seconds are those of the process without its data loading, which has processes of its own.
+    """
     quiet()
     seed_everything(0, verbose=False)
     return {"epochs": epochs, "fits": {name: _fit(root, name, encoder, epochs, device) for name in categories}}
 
 
-def _fit(root: str, category: str, encoder: dict[str, Any], epochs: int, device: str) -> dict[str, float]:
-    clock = Epochs()
+def _fit(root: str, category: str, encoder: dict[str, Any], epochs: int, device: str) -> dict[str, Any]:
+    epoch = Epochs()
     with tempfile.TemporaryDirectory() as folder, Meter() as meter:
         data = MVTecAD(root=root, category=category)
         engine = Engine(
-            callbacks=[clock],
+            callbacks=[epoch],
             default_root_dir=folder,
             max_epochs=epochs,
             accelerator=device,
@@ -49,7 +52,11 @@ def _fit(root: str, category: str, encoder: dict[str, Any], epochs: int, device:
             enable_progress_bar=False,
         )
         engine.fit(build(encoder, visualizer=True), datamodule=data)
-    seconds = {"epoch": round(clock.wall / epochs, 2), "other": round(meter.wall - clock.wall, 2)}
+    trained, whole = epoch.meter.as_dict(), meter.as_dict()
+    seconds = {
+        "epoch": {unit: round(trained[unit] / epochs, 2) for unit in trained},
+        "other": {unit: round(whole[unit] - trained[unit], 2) for unit in whole},
+    }
     print(category, seconds, file=sys.stderr, flush=True)
     return seconds
 
