@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cflow_ray.store.ranged import RangedFile
@@ -12,6 +12,7 @@ from cflow_ray.store.ranged import RangedFile
 moves = st.tuples(st.integers(-40, 40), st.sampled_from([io.SEEK_SET, io.SEEK_CUR, io.SEEK_END]), st.integers(0, 40))
 
 
+@settings(deadline=None)
 @given(content=st.binary(max_size=32), steps=st.lists(moves, max_size=8), buffer=st.integers(1, 48))
 def test_it_reads_as_a_buffer_in_memory_does(content: bytes, steps: list[tuple[int, int, int]], buffer: int) -> None:
     asked: list[tuple[int, int]] = []

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cflow_ray.errors import StorageError
@@ -180,6 +180,7 @@ def test_a_uri_splits_into_folder_and_name(uri: str, folder: str, name: str) -> 
     assert split_uri(uri) == (folder, name)
 
 
+@settings(deadline=None)
 @given(parts=st.lists(st.text("ab. ü-", min_size=1, max_size=6), min_size=1, max_size=4))
 def test_splitting_undoes_joining(parts: list[str]) -> None:
     storage = Storage("memory://root")
