@@ -27,7 +27,7 @@ from cflow_ray.model.features import Features
 from cflow_ray.model.fitted import Fitted
 from cflow_ray.model.fitting import fit_detector
 from cflow_ray.model.flow import Decoder
-from cflow_ray.model.partition import splits_of
+from cflow_ray.model.partition import Split, splits_of
 from cflow_ray.model.pooling import pooled
 from cflow_ray.model.progress import FitProgress
 from cflow_ray.model.scoring import Calibration
@@ -90,18 +90,7 @@ class _Fit:
         region_HW = self._region()
         features = self._encoded(normals, region_HW, meter)
         splits = splits_of(len(features), self._task.detector, self._shared_seed)
-        manifests, start = [], self._start
-        for number, detector in enumerate(self._task.detectors()):
-            manifest = self._finished(detector)
-            if manifest is None:
-                with self._savepoints(detector) as savepoints, self._watch(meter, number, features) as watch:
-                    context = FitContext(watch, savepoints, self._team)
-                    fitted = fit_detector(features, detector, self._seed(detector), context, region_HW, splits)
-                    if not self._is_first:
-                        continue
-                    manifest = self._store(fitted, len(features), start)
-                start = time.monotonic()
-            manifests.append(manifest)
+        manifests = list(self._fits(features, region_HW, splits, meter))
         if not self._is_first:
             return Outcome(self._task.category, "fitted")
         best = likeliest(manifests)
@@ -109,6 +98,22 @@ class _Fit:
         promoted, reason = promote(self._registry, self._task.category, best.version, self._site.promote, held_out)
         seconds = sum(manifest.fit_seconds for manifest in manifests)
         return replace(self._outcome(best, promoted, reason), seconds=round(seconds, 1))
+
+    def _fits(
+        self, features: Features, region_HW: Tensor | None, splits: Sequence[Split], meter: CategoryMeter
+    ) -> Iterator[Manifest]:
+        """The version of every seed; of a team only the first member stores any."""
+        start = self._start
+        for number, detector in enumerate(self._task.detectors()):
+            if (finished := self._finished(detector)) is not None:
+                yield finished
+                continue
+            with self._savepoints(detector) as savepoints, self._watch(meter, number, features) as watch:
+                context = FitContext(watch, savepoints, self._team)
+                fitted = fit_detector(features, detector, self._seed(detector), context, region_HW, splits)
+                if self._is_first:
+                    yield self._store(fitted, len(features), start)
+            start = time.monotonic()
 
     def _finished(self, detector: DetectorConfig) -> Manifest | None:
         """The version of one of several seeds, where an earlier run that was cut off has it."""

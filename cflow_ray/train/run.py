@@ -149,7 +149,11 @@ class _Watching:
 
     def _look(self) -> None:
         while not self._over.wait(_SECONDS_BETWEEN_LOOKS):
-            self._watch(ray.get(self._queue.status.remote()))
+            try:
+                self._watch(ray.get(self._queue.status.remote()))
+            except Exception:  # whoever watches must not be the end of a night's fits
+                log.exception("the run goes on unwatched")
+                return
 
 
 def _run_config(part: _Part, config: FitConfig, queue: Any) -> RunConfig:

@@ -35,7 +35,7 @@ def fit_worker(config: dict[str, Any]) -> None:
 def fit_share_worker(config: dict[str, Any]) -> None:
     """The loop of one of the Ray Train workers that fit one category together; the first one deals with the queue.
 
-    A member that fails tells the queue and leaves the process group, which is an error to all members that wait for it.
+    A member that fails tells the queue; the group that Ray Train starts then finds nothing left to do.
     """
     queue, site = config["queue"], config["site"]
     team: Team = Processes()
@@ -53,7 +53,7 @@ def fit_share_worker(config: dict[str, Any]) -> None:
     if team.rank == 0 or outcome.status == "failed":
         ray.get(queue.finish.remote(outcome))
     if outcome.status == "failed":
-        torch.distributed.destroy_process_group()
+        raise RuntimeError(outcome.error)  # Ray Train ends the whole group, members that wait for this one included
 
 
 def _joined_group(queue: Any) -> str:

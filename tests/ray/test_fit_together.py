@@ -123,4 +123,4 @@ def test_more_workers_than_there_is_room_for_are_refused_before_any_fit(
 ) -> None:
     with pytest.raises(ConfigError, match="9 workers of 1 CPU do not fit the cluster"):
         fit(config_of(data, tmp_path, 9))
-    assert Registry(Storage(str(tmp_path))).categories() == []
+    assert not any(tmp_path.iterdir())

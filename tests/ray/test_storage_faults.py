@@ -197,7 +197,7 @@ def test_a_version_written_through_trouble_is_there_once_and_whole(
     local = Registry(Storage(str(registry)))
     version = local.best("brick")
     manifest = local.manifest("brick", version)
-    storage = storage_behind(proxy, moto, "registry", Patience(sleep=hurried))
+    storage = storage_behind(proxy, moto, "in-trouble", Patience(sleep=hurried))
     proxy.disturb(503, RESET, SHORT, share=0.5, seed=2)
     remote = Registry.create(storage)
     name = remote.add(

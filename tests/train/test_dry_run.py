@@ -41,7 +41,7 @@ def test_the_order_the_cost_and_the_resolved_settings_of_every_category(
     assert [one["images"] for one in (weave, grid)] == [{"train": 12, "test": 1}, {"train": 16, "test": 1}]
     for one in (weave, grid):
         assert one["features_mb"] > 0
-        assert one["estimated_seconds"] > 0
+        assert one["estimated_seconds"] >= 0  # in whole seconds
     assert not Path(config.registry).exists()
 
 
