@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,3 +118,19 @@ def wait_for_port(port: int, seconds: float = 60) -> None:
                 return
         time.sleep(0.2)
     raise TimeoutError(f"nothing listens on port {port}")
+
+
+def empty_tree(kind: str, request: pytest.FixtureRequest) -> Iterator[Storage]:
+    """An empty tree: a `local` folder, one in fsspec's `memory`, or one on `s3`; for a fixture to yield from."""
+    if kind == "local":
+        yield Storage(str(request.getfixturevalue("tmp_path") / "tree"))
+        return
+    name = f"{uuid.uuid4().hex}/tree"
+    if kind == "s3":
+        place: Place = request.getfixturevalue("moto")
+        yield Storage(f"{place.root}/{name}", place.options)
+        return
+    tree = Storage(f"memory://{name}")
+    yield tree
+    for path in tree.files():
+        tree.remove(path)

@@ -6,8 +6,10 @@ import logging
 from typing import Any
 
 import torch
+from anomalib.engine import Engine
 from anomalib.models import Cflow
 from anomalib.pre_processing import PreProcessor
+from lightning import Callback
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 SIDE = 256
@@ -17,6 +19,19 @@ _LAYERS = ("blocks.2", "blocks.4", "blocks.6")  # strides 8, 16, 32 of tf_effici
 def quiet() -> None:
     """Leave stderr to errors and to our own lines."""
     logging.disable(logging.WARNING)
+
+
+def engine(callback: Callback, folder: str, epochs: int, device: str, **options: Any) -> Engine:
+    """anomalib's Engine at its defaults but for `options`, with its files in a folder."""
+    return Engine(
+        callbacks=[callback],
+        default_root_dir=folder,
+        max_epochs=epochs,
+        accelerator=device,
+        devices=1,
+        enable_progress_bar=False,
+        **options,
+    )
 
 
 def build(encoder: dict[str, Any], *, visualizer: bool) -> Cflow:

@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 from anomalib.data import MVTecAD
-from anomalib.engine import Engine
 from lightning import Callback, LightningModule, Trainer, seed_everything
 
 from benchmarks.auroc import Truth
 from benchmarks.meter import Meter, answer
-from benchmarks.peer.cflow import SIDE, build, quiet
+from benchmarks.peer.cflow import SIDE, build, engine, quiet
 
 
 class Trajectory(Callback):
@@ -62,16 +61,8 @@ def fit(root: str, category: str, encoder: dict[str, Any], epochs: int, device: 
     data = MVTecAD(root=root, category=category, num_workers=0, eval_batch_size=10**6)
     trajectory = Trajectory(data, Truth(root, category, SIDE), root)
     with tempfile.TemporaryDirectory() as folder:
-        engine = Engine(
-            callbacks=[trajectory],
-            default_root_dir=folder,
-            max_epochs=epochs,
-            accelerator=device,
-            devices=1,
-            limit_val_batches=0,  # its validation would cost time that is not training
-            enable_progress_bar=False,
-        )
-        engine.fit(module, datamodule=data)
+        without_validation = {"limit_val_batches": 0}  # it would cost time that is not training
+        engine(trajectory, folder, epochs, device, **without_validation).fit(module, datamodule=data)
     return {"epochs": trajectory.epochs}
 
 

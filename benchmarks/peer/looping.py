@@ -7,11 +7,10 @@ import tempfile
 from typing import Any
 
 from anomalib.data import MVTecAD
-from anomalib.engine import Engine
 from lightning import Callback, LightningModule, Trainer, seed_everything
 
 from benchmarks.meter import Meter, answer
-from benchmarks.peer.cflow import build, quiet
+from benchmarks.peer.cflow import build, engine, quiet
 
 
 class Epochs(Callback):
@@ -43,15 +42,7 @@ def _fit(root: str, category: str, encoder: dict[str, Any], epochs: int, device:
     epoch = Epochs()
     with tempfile.TemporaryDirectory() as folder, Meter() as meter:
         data = MVTecAD(root=root, category=category)
-        engine = Engine(
-            callbacks=[epoch],
-            default_root_dir=folder,
-            max_epochs=epochs,
-            accelerator=device,
-            devices=1,
-            enable_progress_bar=False,
-        )
-        engine.fit(build(encoder, visualizer=True), datamodule=data)
+        engine(epoch, folder, epochs, device).fit(build(encoder, visualizer=True), datamodule=data)
     trained, whole = epoch.meter.as_dict(), meter.as_dict()
     seconds = {
         "epoch": {unit: round(trained[unit] / epochs, 2) for unit in trained},

@@ -117,6 +117,11 @@ class CategoryConfig(DetectorConfig):
     workers: int = Field(default=1, ge=1)
     """That fit it together, each a share of every step."""
 
+    @property
+    def detector(self) -> DetectorConfig:
+        """All but the workers."""
+        return DetectorConfig.model_validate(self.model_dump(exclude={"workers"}))
+
 
 class FitConfig(RunConfig, DataConfig):
     """`cflow-ray fit`: fit several categories in one run and promote their checkpoints."""
@@ -149,7 +154,7 @@ class FitConfig(RunConfig, DataConfig):
 
     def detector(self, category: str) -> DetectorConfig:
         """The resolved configuration of one category's detector."""
-        return DetectorConfig.model_validate(self.category(category).model_dump(exclude={"workers"}))
+        return self.category(category).detector
 
     def chosen(self) -> tuple[str, ...]:
         """The categories that are asked for; empty for all of the data set."""

@@ -16,7 +16,7 @@ from cflow_ray.data.images import ImageFacts, examine
 from cflow_ray.data.layouts.table import save_table
 from cflow_ray.data.layouts.tree import mask_files
 from cflow_ray.data.loading import computed_ahead
-from cflow_ray.data.samples import TEST, TRAIN, DataSet, Sample, spelling
+from cflow_ray.data.samples import TEST, TRAIN, DataSet, Sample, spelled_alike
 from cflow_ray.errors import ImageError
 from cflow_ray.store.storage import Storage
 
@@ -81,10 +81,7 @@ def look_at(root: Storage, sample: Sample) -> Look:
 
 def similar_categories(names: Iterable[str]) -> list[Finding]:
     """Names that only spelling tells apart, which a fit refuses: `metal_nut` and `Metal nut`."""
-    alike: dict[str, list[str]] = defaultdict(list)
-    for name in sorted(names):
-        alike[spelling(name)].append(name)
-    return [Finding("similar_categories", None, tuple(same)) for same in alike.values() if len(same) > 1]
+    return [Finding("similar_categories", None, same) for same in spelled_alike(sorted(names))]
 
 
 def _facts(content: bytes | None) -> ImageFacts | ImageError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -95,6 +96,9 @@ def to_table(samples: Iterable[Sample]) -> pa.Table:
     return pa.Table.from_pylist([asdict(sample) for sample in samples], schema=SAMPLE_SCHEMA)
 
 
-def spelling(name: str) -> str:
-    """What is left of a category's name without case and separators: equal for names that a person takes for one."""
-    return re.sub(r"[ ._-]+", "_", name).casefold()
+def spelled_alike(names: Iterable[str]) -> list[tuple[str, ...]]:
+    """Names of categories that only case and separators tell apart, which a person takes for one, in groups as given."""
+    alike: dict[str, list[str]] = defaultdict(list)
+    for name in dict.fromkeys(names):
+        alike[re.sub(r"[ ._-]+", "_", name).casefold()].append(name)
+    return [tuple(same) for same in alike.values() if len(same) > 1]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cflow_ray.model.flow import Decoder
 from cflow_ray.model.progress import FitProgress
-from cflow_ray.model.team import Alone, Team
+from cflow_ray.model.team import SOLO, Team
 
 State = dict[str, Tensor]
 """All that a part of a fit goes on from, by name: weights, the optimiser's moments, random states, counters."""
@@ -84,7 +84,7 @@ class FitContext:
 
     watch: Watch = lambda progress, decoder: None
     savepoints: Savepoints = field(default_factory=NoSavepoints)
-    team: Team = field(default_factory=Alone)
+    team: Team = SOLO
 
     def of_model(self, number: int, of: int) -> FitContext:
         """The context of one of the models of a cross-calibrated fit."""

@@ -21,7 +21,7 @@ from cflow_ray.model.initialisation import initialise_from_data
 from cflow_ray.model.progress import FitProgress
 from cflow_ray.model.recipes import LevelSchedule, PaperSchedule, level_schedule
 from cflow_ray.model.seeds import seeded
-from cflow_ray.model.team import Alone, Team
+from cflow_ray.model.team import SOLO, Team, own_share
 
 # Shapes: N fibres of a step, P positions, C channels, D condition channels.
 
@@ -95,7 +95,7 @@ class Descent:
         schedule: LevelSchedule,
         generator: torch.Generator,
         precision: torch.dtype,
-        team: Team | None = None,
+        team: Team = SOLO,
     ) -> None:
         self.taken = 0
         """Steps."""
@@ -104,7 +104,7 @@ class Descent:
         self._schedule = schedule
         self._generator = generator
         self._precision = precision
-        self._team = team or Alone()
+        self._team = team
         self._optimiser = torch.optim.Adam(_fitted_parameters(decoder), lr=schedule.rate, fused=True)
 
     def step(self) -> Tensor:
@@ -112,7 +112,7 @@ class Descent:
         _set_rate(self._optimiser, self._schedule.rate_at(self.taken))
         fibres_tpC, condition_pD = self._fibres.draw(self._schedule.fibres, self._generator, self._schedule.positions)
         self.taken += 1
-        mine = slice(self._team.rank, None, self._team.size)  # of the positions: each one's condition is computed once
+        mine = own_share(self._team)  # of the positions: each one's condition is computed once
         likelihood_tp = grouped_likelihood(self._decoder, fibres_tpC[:, mine], condition_pD[mine], self._precision)
         return _step(self._optimiser, likelihood_tp, fibres_tpC[..., 0].numel(), self._team)
 
@@ -142,7 +142,7 @@ class PaperDescent:
         fibres: Fibres,
         generator: torch.Generator,
         shuffles: torch.Generator,
-        team: Team | None = None,
+        team: Team = SOLO,
     ) -> None:
         """`generator` shuffles the fibres of a batch of images, `shuffles` the images into batches."""
         self.schedule = PaperSchedule()
@@ -150,7 +150,7 @@ class PaperDescent:
         self.passes = 0
         """Ended."""
         self._fibres = fibres
-        self._team = team or Alone()
+        self._team = team
         self._generators = {"generator": generator, "shuffles": shuffles}
         self._optimiser = torch.optim.Adam(_fitted_parameters(decoder), lr=self.schedule.rate)
 
@@ -168,7 +168,7 @@ class PaperDescent:
             for fibres_NC, condition_ND in self._fibres.shuffled(
                 tiles, self.schedule.fibres, self._generators["generator"]
             ):
-                mine = slice(self._team.rank, None, self._team.size)
+                mine = own_share(self._team)
                 likelihood_N = self.decoder(fibres_NC[mine], condition_ND[mine])
                 yield _step(self._optimiser, likelihood_N, len(fibres_NC), self._team)
         self.passes += 1
@@ -250,8 +250,7 @@ def _step(optimiser: torch.optim.Optimizer, likelihood: Tensor, fibres: int, tea
     optimiser.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     total = loss.detach()
-    if team.size > 1:
-        team.add_up([total, *(p.grad for group in optimiser.param_groups for p in group["params"])])
+    team.add_up([total, *(p.grad for group in optimiser.param_groups for p in group["params"])])
     optimiser.step()
     return total
 

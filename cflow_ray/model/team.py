@@ -74,9 +74,17 @@ class Processes:
         return gathered
 
 
-def share_of(items: Sequence[Item], team: Team) -> Sequence[Item]:
+SOLO = Alone()
+
+
+def own_share(team: Team) -> slice:
     """Every `size`-th item, from the member's rank on."""
-    return items[team.rank :: team.size]
+    return slice(team.rank, None, team.size)
+
+
+def share_of(items: Sequence[Item], team: Team) -> Sequence[Item]:
+    """The member's share of some items."""
+    return items[own_share(team)]
 
 
 def interleaved(shares: Sequence[Sequence[Item]]) -> list[Item]:

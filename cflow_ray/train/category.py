@@ -32,7 +32,7 @@ from cflow_ray.model.pooling import pooled
 from cflow_ray.model.progress import FitProgress
 from cflow_ray.model.scoring import Calibration
 from cflow_ray.model.seeds import category_seed
-from cflow_ray.model.team import Alone, Team, share_of
+from cflow_ray.model.team import SOLO, Team, share_of
 from cflow_ray.store.checkpoint import Manifest, installed_packages
 from cflow_ray.store.registry import Registry
 from cflow_ray.store.savepoints import StoredSavepoints
@@ -51,14 +51,14 @@ Report = Callable[[CategoryProgress], None]
 """Tells the run how far a category is."""
 
 
-def fit_category(task: FitTask, site: FitSite, report: Report, team: Team | None = None) -> Outcome:
+def fit_category(task: FitTask, site: FitSite, report: Report, team: Team = SOLO) -> Outcome:
     """Fit, evaluate, store and promote one category; an expected failure is an Outcome with its error.
 
     In a team the first member does so with the others' help; their own outcome has neither version nor figures.
     """
     start, memory = time.monotonic(), PeakMemory()
     try:
-        outcome = _Fit(task, site, report, team or Alone()).run()
+        outcome = _Fit(task, site, report, team).run()
     except CflowRayError as error:
         seconds = round(time.monotonic() - start, 1)
         outcome = Outcome(task.category, "failed", seconds=seconds, error=str(error))

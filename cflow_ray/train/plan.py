@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 from uuid import uuid4
 
 from cflow_ray.config import FitConfig
 from cflow_ray.data.datasets import read_data_set
-from cflow_ray.data.samples import DataSet, spelling
+from cflow_ray.data.samples import DataSet, spelled_alike
 from cflow_ray.errors import CflowRayError, ConfigError, DataError
 from cflow_ray.evaluation.figures import Metrics
 from cflow_ray.store.registry import Registry, check_category_name
@@ -61,41 +62,37 @@ def plan_fit(config: FitConfig) -> FitPlan:
 
 def _refuse_overlapping(names: Iterable[str]) -> None:
     """Names that a person, a file system or a URL would take for one."""
-    known: dict[str, str] = {}
-    for name in names:
-        other = known.setdefault(spelling(name), name)
-        if other != name:
-            raise ConfigError(
-                f"the categories {other!r} and {name!r} differ only in spelling; rename one of them, in the data set or "
-                "in the registry."
-            )
+    for first, second, *_ in spelled_alike(names):
+        raise ConfigError(
+            f"the categories {first!r} and {second!r} differ only in spelling; rename one of them, in the data set or "
+            "in the registry."
+        )
 
 
 def _task(data_set: DataSet, category: str, config: FitConfig, sizes: Mapping[str, int]) -> FitTask:
     check_category_name(category)
     if not data_set.normals(category):
         raise ConfigError(f"no training image in {config.data}; add normal images to its train split.")
-    samples, detector = tuple(data_set.of(category)), config.detector(category)
+    settings, samples = config.category(category), tuple(data_set.of(category))
+    detector = settings.detector
     return FitTask(
         category,
         samples,
         detector,
-        _digest(data_set, category, config, sizes),
+        _digest(data_set.digest(category, sizes), detector.region, config.storage_options),
         seeds=config.seeds,
-        workers=config.category(category).workers,
+        workers=settings.workers,
         work=work_of(samples, detector, config.seeds),
     )
 
 
-def _digest(data_set: DataSet, category: str, config: FitConfig, sizes: Mapping[str, int]) -> str:
+def _digest(of_images: str, region: str | None, storage_options: Mapping[str, Any]) -> str:
     """Names what a category is fitted from: its images and, where there is one, its region of interest."""
-    digest = data_set.digest(category, sizes)
-    region = config.detector(category).region
     if region is None:
-        return digest
+        return of_images
     folder, name = split_uri(region)
-    content = Storage(folder, config.storage_options).read(name)
-    return hashlib.sha256(digest.encode() + content).hexdigest()
+    content = Storage(folder, storage_options).read(name)
+    return hashlib.sha256(of_images.encode() + content).hexdigest()
 
 
 def _reused(registry: Registry, task: FitTask) -> Outcome | None:

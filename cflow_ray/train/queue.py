@@ -80,10 +80,6 @@ class CategoryQueue:
         self._waiting = [task for task in self._waiting if task.category != outcome.category]
         self._in_hand = {rank: task for rank, task in self._in_hand.items() if task.category != outcome.category}
 
-    def is_over(self, category: str) -> bool:
-        """Whether a category has its outcome."""
-        return category in self._outcomes
-
     def status(self) -> QueueStatus:
         """The state of the run."""
         return QueueStatus(dict(self._progress), dict(self._outcomes), len(self._waiting))

@@ -44,12 +44,7 @@ def fit_share_worker(config: dict[str, Any]) -> None:
     if task is None:
         return
     report = _report_to(queue, task) if team.rank == 0 else lambda progress: None
-    try:
-        outcome = fit_category(task, site, report, team)
-    except Exception:
-        if ray.get(queue.is_over.remote(task.category)):
-            return
-        raise  # Ray Train starts the group anew
+    outcome = fit_category(task, site, report, team)  # what it raises makes Ray Train start the group anew
     if team.rank == 0 or outcome.status == "failed":
         ray.get(queue.finish.remote(outcome))
     if outcome.status == "failed":

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import uuid
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,20 +12,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cflow_ray.store.storage import Storage
+from tests.stores import empty_tree
 
 Encode = Callable[..., bytes]
 
 
 @pytest.fixture(params=["local", "memory"])
-def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]:
+def storage(request: pytest.FixtureRequest) -> Iterator[Storage]:
     """An empty tree: a local folder and, with the same test, fsspec's memory."""
-    if request.param == "local":
-        yield Storage(str(tmp_path / "tree"))
-        return
-    tree = Storage(f"memory://{uuid.uuid4().hex}/tree")
-    yield tree
-    for path in tree.files():
-        tree.remove(path)
+    yield from empty_tree(request.param, request)
 
 
 @pytest.fixture(scope="session")

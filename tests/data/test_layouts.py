@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -17,20 +15,15 @@ from cflow_ray.data.layouts.tree import mask_files
 from cflow_ray.data.samples import DataSet, Sample
 from cflow_ray.errors import DataError
 from cflow_ray.store.storage import Storage
+from tests.stores import empty_tree
 
 Encode = Callable[..., bytes]
 
 
 @pytest.fixture(params=["local", "memory", pytest.param("s3", marks=pytest.mark.s3)])
-def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]:
+def storage(request: pytest.FixtureRequest) -> Iterator[Storage]:
     """An empty tree on every kind of storage: a layout reads alike wherever it lies."""
-    if request.param == "s3":
-        place = request.getfixturevalue("moto")
-        yield Storage(f"{place.root}/{uuid.uuid4().hex}", place.options)
-    elif request.param == "local":
-        yield Storage(str(tmp_path / "tree"))
-    else:
-        yield Storage(f"memory://{uuid.uuid4().hex}/tree")
+    yield from empty_tree(request.param, request)
 
 
 def write(storage: Storage, *paths: str) -> None:

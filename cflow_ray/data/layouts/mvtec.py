@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from cflow_ray.config import DataConfig
@@ -15,15 +15,7 @@ Placed = tuple[str, str, str, str]
 
 def read_mvtec(config: DataConfig, storage_options: Mapping[str, Any]) -> DataSet:
     """`<category>/train/good/*`, `<category>/test/<good|defect>/*`, `<category>/ground_truth/<defect>/<stem>_mask.png`."""
-    root = existing_root(config, storage_options)
-    masks, images = Masks(root), list[Placed]()
-    for path in images_below(root):
-        match path.split("/"):
-            case [category, "ground_truth", defect, name]:
-                masks.add(path, category, defect, stem(name).removesuffix("_mask"))
-            case [category, "train" | "test" as split, kind, _]:
-                images.append((path, category, split, kind))
-    return DataSet(root, [masks.sample(*image) for image in images], masks.left)
+    return _read_two_splits(config, storage_options, str, lambda name: stem(name).removesuffix("_mask"))
 
 
 def read_mvtec_ad2(config: DataConfig, storage_options: Mapping[str, Any]) -> DataSet:
@@ -63,16 +55,25 @@ def read_mvtec_loco(config: DataConfig, storage_options: Mapping[str, Any]) -> D
 
 def read_btad(config: DataConfig, storage_options: Mapping[str, Any]) -> DataSet:
     """`<category>/train/ok/*`, `<category>/test/<ok|ko>/*`, `<category>/ground_truth/ko/<stem>.*`; `ok` is good."""
+    return _read_two_splits(config, storage_options, lambda kind: GOOD if kind == "ok" else kind, stem)
+
+
+def _read_two_splits(
+    config: DataConfig,
+    storage_options: Mapping[str, Any],
+    kind_of: Callable[[str], str],
+    image_of: Callable[[str], str],
+) -> DataSet:
+    """`<category>/<train|test>/<folder>/*`, `<category>/ground_truth/<folder>/*`.
+
+    `kind_of` makes a kind of a folder's name, `image_of` an image's stem of its mask's name.
+    """
     root = existing_root(config, storage_options)
     masks, images = Masks(root), list[Placed]()
     for path in images_below(root):
         match path.split("/"):
-            case [category, "ground_truth", kind, name]:
-                masks.add(path, category, _good_for_ok(kind), stem(name))
-            case [category, "train" | "test" as split, kind, _]:
-                images.append((path, category, split, _good_for_ok(kind)))
+            case [category, "ground_truth", folder, name]:
+                masks.add(path, category, kind_of(folder), image_of(name))
+            case [category, "train" | "test" as split, folder, _]:
+                images.append((path, category, split, kind_of(folder)))
     return DataSet(root, [masks.sample(*image) for image in images], masks.left)
-
-
-def _good_for_ok(kind: str) -> str:
-    return GOOD if kind == "ok" else kind
