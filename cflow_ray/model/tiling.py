@@ -40,12 +40,13 @@ class Layout:
         if len(self.corners) == 1:
             return maps_Thw[0]
         height, width = self.tile
+        maps_Thw = maps_Thw.double()  # up to hundreds of tiles are summed at a pixel
         weight_hw = _ramp(height, maps_Thw)[:, None] * _ramp(width, maps_Thw)
         total_HW, weights_HW = maps_Thw.new_zeros(self.size), maps_Thw.new_zeros(self.size)
         for map_hw, (top, left) in zip(maps_Thw, self.corners, strict=True):
             total_HW[top : top + height, left : left + width] += map_hw * weight_hw
             weights_HW[top : top + height, left : left + width] += weight_hw
-        return (total_HW / weights_HW).clamp(0.0, 1.0 - 2**-24)  # a weighted mean may round up to 1
+        return (total_HW / weights_HW).float().clamp(0.0, 1.0 - 2**-24)  # a weighted mean may round up to 1
 
 
 def _starts(side: int, tile: int, overlap: float) -> list[int]:

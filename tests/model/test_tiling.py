@@ -71,11 +71,6 @@ def test_an_image_of_the_input_size_is_one_tile_and_its_map_is_untouched(config:
     assert torch.equal(layout.blend(map_1HW), map_1HW[0])
 
 
-def rounding(overlap: float) -> float:
-    """Of a float32 sum over the tiles of a pixel: 16 of them up to an overlap of 0.75, 400 at 0.95."""
-    return 1e-6 if overlap <= 0.75 else 4e-6
-
-
 def cut_maps(map_HW: Tensor, layout: Layout) -> Tensor:
     height, width = layout.tile
     return torch.stack([map_HW[top : top + height, left : left + width] for top, left in layout.corners])
@@ -90,7 +85,7 @@ def test_constant_tiles_blend_into_that_constant(
     map_HW = layout.blend(torch.full((len(layout.corners), *tile), value))
     assert map_HW.shape == layout.size
     assert map_HW.max() < 1
-    torch.testing.assert_close(map_HW, torch.full(layout.size, value), rtol=0, atol=rounding(overlap))
+    torch.testing.assert_close(map_HW, torch.full(layout.size, value), rtol=0, atol=2**-24)
 
 
 @settings(deadline=None, max_examples=50)
@@ -100,7 +95,7 @@ def test_tiles_cut_from_one_map_blend_into_it(
 ) -> None:
     layout = layout_of(height, width, tile, overlap)
     map_HW = torch.rand(layout.size, generator=torch.Generator().manual_seed(seed))
-    torch.testing.assert_close(layout.blend(cut_maps(map_HW, layout)), map_HW, rtol=0, atol=rounding(overlap))
+    torch.testing.assert_close(layout.blend(cut_maps(map_HW, layout)), map_HW, rtol=0, atol=2**-24)
 
 
 def test_a_pixel_listens_most_to_the_tile_whose_middle_it_is_nearest() -> None:
