@@ -51,7 +51,7 @@ format: install  ## put the code into the house format
 
 # Measurements against other libraries, results in benchmarks/results; BENCH="--quick" tries one out. benchmarks/README.md
 PEER := benchmarks/.venv-anomalib
-BENCHES := bench-fit bench-score bench-encoder bench-memory bench-load bench-factory bench-driver
+BENCHES := bench-fit bench-score bench-encoder bench-memory bench-load bench-fit-all bench-driver
 .PHONY: bench-peer $(BENCHES)
 
 bench-peer: $(PEER)/.installed  ## make the environment that anomalib, the benchmarks' peer, runs in
@@ -66,11 +66,11 @@ bench-score: install bench-peer  ## images per CPU-second against anomalib (minu
 bench-encoder: install  ## the whole detector against timm's encoder alone (minutes)
 bench-memory: install bench-peer  ## peak memory of scoring 1,000 images against anomalib (minutes)
 bench-load: install  ## loading a WRN50-sized detector against FrEIA's construction (minutes)
-bench-factory: install bench-peer  ## a run over 15 categories against their fits alone, and against anomalib (half an hour)
+bench-fit-all: install bench-peer  ## a run over 15 categories against their fits alone, and against anomalib (half an hour)
 bench-driver: install  ## memory of a run's driver at 15 and at 300 categories (minutes)
 
 $(BENCHES):
-	@$(BIN)/python -m benchmarks.$(@:bench-%=%) $(BENCH)
+	@$(BIN)/python -m benchmarks.$(subst -,_,$(@:bench-%=%)) $(BENCH)
 
 clean:  ## remove what was made, .venv included
 	rm -rf .venv demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -1,4 +1,4 @@
-"""`make bench-factory`: a run over 15 categories against their fits alone, and against a loop of the peer's fits."""
+"""`make bench-fit-all`: a run over 15 categories against their fits alone, and against a loop of the peer's fits."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _peer(work: Path, root: Path, singles: dict[str, Any], options: Namespace) -
 
 
 def _kept_peer() -> dict[str, Any]:
-    kept: dict[str, Any] = json.loads((RESULTS / "factory.json").read_text(encoding="utf-8"))["detail"]["peer"]
+    kept: dict[str, Any] = json.loads((RESULTS / "fit-all.json").read_text(encoding="utf-8"))["detail"]["peer"]
     return kept
 
 
@@ -102,7 +102,7 @@ def _result(singles: dict[str, Any], run: dict[str, Any], peer: dict[str, Any], 
     cpu = sum(fit["cpu"] for fit in singles["fits"].values())
     extrapolated = len(peer["fits"]) < len(images) or peer["epochs"] < options.epochs
     return {
-        "name": "factory",
+        "name": "fit-all",
         "ours": run["wall"],
         "peer": round(peers),
         "ratio": significant(peers / run["wall"]),
