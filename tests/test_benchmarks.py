@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.fit_all import peer_seconds, spread
 from benchmarks.fit import _early_stop
+from benchmarks.fit_all import peer_seconds, spread
 from benchmarks.images import draw_factory
 from benchmarks.report import KEYS
 
