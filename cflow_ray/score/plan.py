@@ -6,6 +6,9 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from pydantic import AwareDatetime, Field
 
 from cflow_ray.config import InputConfig, Maps, Model, ScoreConfig
 from cflow_ray.data.archive import Shard, ShardIndex, find_shards, read_index
@@ -58,6 +61,7 @@ class Plan(Model):
     """All that a job fixed when it started; a rerun goes on with it."""
 
     format_version: int = FORMAT_VERSION
+    created: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
     inputs: tuple[str, ...]
     registry: str
     category: str | None

@@ -37,12 +37,14 @@ SCORE_SCHEMA = pa.schema(
         pa.field("regions", pa.list_(REGION_TYPE)),
         pa.field("map", pa.string()),
         pa.field("error", pa.string()),
+        pa.field("error_kind", pa.string()),
     ],
     metadata={"cflow_ray.format_version": str(FORMAT_VERSION)},
 )
 """One row a record. `frame` is what the map covers of the original: left, top, width, height.
 
-`map` names the side-car tar (below the results) that holds `<key>.png`, 16 bit, value x 65535."""
+`map` names the side-car tar (below the results) that holds `<key>.png`, 16 bit, value x 65535. `error_kind` is a word
+to count by where `error` is a sentence."""
 
 _PART = re.compile(r"shard=(?P<shard>[^/]+)/part-(?P<first>\d{9,})\.parquet")
 
@@ -61,8 +63,8 @@ class PartName:
 
     @property
     def maps_path(self) -> str:
-        """Path of the side-car tar with the chunk's heat maps."""
-        return f"maps/shard={self.shard}/part-{self.first:09d}.tar"
+        """Path of the side-car tar with the chunk's heat maps, where readers of a folder of Parquet do not look."""
+        return f"_maps/shard={self.shard}/part-{self.first:09d}.tar"
 
 
 def write_part(results: Storage, name: PartName, rows: Sequence[Mapping[str, Any]], maps: Mapping[str, bytes]) -> None:

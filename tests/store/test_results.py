@@ -36,7 +36,7 @@ SCORED: dict[str, Any] = {
     "height": 480,
     "frame": [0, 60, 640, 360],
     "regions": [{"box": [1, 2, 30, 40], "area": 12.5, "peak": 0.5}, {"box": [0, 0, 1, 1], "area": 1.0, "peak": 0.25}],
-    "map": "maps/shard=shard-1/part-000000000.tar",
+    "map": "_maps/shard=shard-1/part-000000000.tar",
     "error": None,
 }
 
