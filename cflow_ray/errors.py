@@ -19,8 +19,24 @@ class DataError(CflowRayError):
     """A data set, archive or table that cannot be used as given."""
 
 
-class ImageError(CflowRayError):
-    """One image that cannot be scored; pipelines turn it into a row with `error`."""
+class RecordError(CflowRayError):
+    """One record that cannot be scored; pipelines turn it into a row with `error`."""
+
+    def __init__(self, message: str, kind: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+        """A word to count by: `too_large`, `duplicate_key`, ..."""
+
+    def __reduce__(self) -> tuple[type[RecordError], tuple[str, str]]:
+        """For Ray, which carries errors between processes."""
+        return type(self), (str(self), self.kind)
+
+
+class ImageError(RecordError):
+    """One image whose bytes cannot be decoded."""
+
+    def __init__(self, message: str, kind: str = "damaged_image") -> None:
+        super().__init__(message, kind)
 
 
 class StorageError(CflowRayError):

@@ -1,6 +1,6 @@
 """The configuration of every verb: frozen pydantic models, read from YAML, overridden by flags, saved in checkpoints."""
 
-from cflow_ray.config.data import DataConfig, Layout
+from cflow_ray.config.data import MAX_PIXELS, DataConfig, Layout, ReadConfig
 from cflow_ray.config.detector import (
     AugmentationConfig,
     Channels,
@@ -16,7 +16,7 @@ from cflow_ray.config.detector import (
     StoredType,
     TilingConfig,
 )
-from cflow_ray.config.model import Model, Uri, absolute_uri, load_config
+from cflow_ray.config.model import Bytes, Model, Uri, absolute_uri, load_config, parse_size
 from cflow_ray.config.verbs import (
     CalibrateConfig,
     CategoryConfig,
@@ -35,11 +35,12 @@ from cflow_ray.config.verbs import (
     RunConfig,
     ScoreConfig,
     ServeConfig,
-    parse_size,
 )
 
 __all__ = [
+    "MAX_PIXELS",
     "AugmentationConfig",
+    "Bytes",
     "CalibrateConfig",
     "CategoryConfig",
     "Channels",
@@ -61,6 +62,7 @@ __all__ = [
     "Model",
     "PackConfig",
     "Promotion",
+    "ReadConfig",
     "Recipe",
     "RegistryConfig",
     "Resampling",

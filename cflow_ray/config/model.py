@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
@@ -22,6 +23,23 @@ def absolute_uri(uri: object) -> object:
 
 Uri = Annotated[str, BeforeValidator(absolute_uri)]
 """A path or URI; local paths become absolute."""
+
+
+def parse_size(value: object) -> object:
+    """Bytes from text like `256MB`, `64MiB` or `1GB`; anything else is left for validation to judge."""
+    match = (
+        re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?)(i?)B?\s*", value, re.IGNORECASE)
+        if isinstance(value, str)
+        else None
+    )
+    if match is None:
+        return value
+    base = 1024 if match[3] else 1000
+    return int(float(match[1]) * base ** " KMG".index(match[2].upper() or " "))
+
+
+Bytes = Annotated[int, BeforeValidator(parse_size)]
+"""Bytes, as a number or as text like 64MB."""
 
 
 class Model(BaseModel):

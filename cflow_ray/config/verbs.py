@@ -4,36 +4,18 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from cflow_ray.config.data import DataConfig
+from cflow_ray.config.data import DataConfig, ReadConfig
 from cflow_ray.config.detector import DetectorConfig, Fraction, Recipe, Runtime
-from cflow_ray.config.model import Model, Uri, merge, validated
+from cflow_ray.config.model import Bytes, Model, Uri, merge, validated
 from cflow_ray.errors import ConfigError
 
 Maps = Literal["none", "anomalous", "all"]
 Promotion = Literal["newest", "best-nll", "better-than-current", "never"]
-
-
-def parse_size(value: object) -> object:
-    """Bytes from text like `256MB`, `64MiB` or `1GB`; anything else is left for validation to judge."""
-    match = (
-        re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?)(i?)B?\s*", value, re.IGNORECASE)
-        if isinstance(value, str)
-        else None
-    )
-    if match is None:
-        return value
-    base = 1024 if match[3] else 1000
-    return int(float(match[1]) * base ** " KMG".index(match[2].upper() or " "))
-
-
-Size = Annotated[int, BeforeValidator(parse_size)]
-"""Bytes, as a number or as text like 64MB."""
 
 
 class Resources(Model):
@@ -42,7 +24,7 @@ class Resources(Model):
     cpu: float = Field(default=1, gt=0)
     gpu: float = Field(default=0, ge=0)
     """Fractions let several workers share a GPU."""
-    memory: Annotated[Size, Field(ge=0)] = 0
+    memory: Annotated[Bytes, Field(ge=0)] = 0
     """Bytes that Ray sets aside for it, e.g. 4GB; 0 leaves memory out of the plan."""
 
     def as_ray(self) -> dict[str, float]:
@@ -194,7 +176,7 @@ class PackConfig(RunConfig, DataConfig):
     output: Uri
     split: str | None = "test"
     """Which split to pack; `all` or null packs every image."""
-    shard_size: Annotated[Size, Field(ge=4096)] = 256 * 10**6
+    shard_size: Annotated[Bytes, Field(ge=4096)] = 256 * 10**6
     """Bytes of a shard, as a number or as text like 64MB."""
 
     @field_validator("split")
@@ -203,11 +185,11 @@ class PackConfig(RunConfig, DataConfig):
         return None if split == "all" else split
 
 
-class ScoreConfig(RunConfig):
+class ScoreConfig(RunConfig, ReadConfig):
     """`cflow-ray score`: score image archives into a Parquet table."""
 
     inputs: tuple[Uri, ...] = Field(min_length=1)
-    """Shards (.tar) or folders of shards or images; paths or URIs."""
+    """Archives, images, folders or globs of them, or manifests; paths or URIs."""
     registry: Uri
     output: Uri
     category: str | None = None

@@ -14,14 +14,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from cflow_ray.config import InputConfig, Resampling
+from cflow_ray.config import MAX_PIXELS, InputConfig, Resampling
 from cflow_ray.errors import ImageError
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
 """File names that are taken for images, in any case."""
-MAX_PIXELS = 89_478_485
-"""Most pixels that are decoded (Pillow's own limit for a decompression bomb): 270 MB as RGB."""
 _FILTERS: dict[Resampling, Image.Resampling] = {
     "nearest": Image.Resampling.NEAREST,
     "box": Image.Resampling.BOX,
@@ -66,7 +64,7 @@ def is_image_name(path: str) -> bool:
     return path.lower().endswith(EXTENSIONS)
 
 
-def prepare(content: bytes, config: InputConfig) -> PreparedImage:
+def prepare(content: bytes, config: InputConfig, max_pixels: int = MAX_PIXELS) -> PreparedImage:
     """Decode, turn upright, convert to 8-bit RGB, crop and resize as a detector's input is configured.
 
     Both sides are resized to the input's (aspect is not kept, as in the paper); with tiling the image keeps its aspect
@@ -74,7 +72,7 @@ def prepare(content: bytes, config: InputConfig) -> PreparedImage:
     range, so that brightness keeps its meaning; transparency is dropped. Raises ImageError where the bytes are no
     whole image of a known format, or too large to be scaled.
     """
-    image = decode(content)
+    image = decode(content, max_pixels)
     frame = centre_frame(image.width, image.height, config.crop)
     height, width = _target(frame, config)
     left, top, right, bottom = frame[0], frame[1], frame[0] + frame[2], frame[1] + frame[3]
@@ -101,13 +99,14 @@ def _target(frame: Frame, config: InputConfig) -> tuple[int, int]:
     scaled = (max(1, round(frame[3] * config.tiling.scale)), max(1, round(frame[2] * config.tiling.scale)))
     height, width = (max(side, tile) for side, tile in zip(scaled, config.size, strict=True))
     if height * width > MAX_PIXELS:
-        raise ImageError(f"{width} x {height} pixels once scaled by {config.tiling.scale:g}; at most {MAX_PIXELS}")
+        scaled_to = f"{width} x {height} pixels once scaled by {config.tiling.scale:g}"
+        raise ImageError(f"{scaled_to}; at most {MAX_PIXELS}", "too_large")
     return height, width
 
 
-def decode(content: bytes) -> Image.Image:
+def decode(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """An upright 8-bit RGB image; raises ImageError."""
-    with _opened(content) as image:
+    with _opened(content, max_pixels) as image:
         image.load()
         return _to_rgb(ImageOps.exif_transpose(image))
 
@@ -186,20 +185,21 @@ def _float_to_8_bit(pixels: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 @contextmanager
-def _opened(content: bytes) -> Iterator[Image.Image]:
+def _opened(content: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
     """An image of a known format and allowed size; what Pillow raises on damaged or hostile bytes is an ImageError."""
     if not content:
-        raise ImageError("empty file")
+        raise ImageError("empty file", "empty_file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise ImageError(f"{image.width} x {image.height} pixels; at most {MAX_PIXELS} are decoded")
+                if image.width * image.height > max_pixels:
+                    size = f"{image.width} x {image.height} pixels"
+                    raise ImageError(f"{size}; at most {max_pixels} are decoded (max_pixels)", "too_large")
                 yield image
     except ImageError:
         raise
     except UnidentifiedImageError as error:
-        raise ImageError(f"no image of a known format ({', '.join(FORMATS)})") from error
+        raise ImageError(f"no image of a known format ({', '.join(FORMATS)})", "no_image") from error
     except Exception as error:  # Pillow's decoders raise almost anything: OSError, SyntaxError, struct.error, ...
         raise ImageError(f"damaged image: {' '.join(str(error).split()) or type(error).__name__}") from error

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from cflow_ray.config import PackConfig
-from cflow_ray.data.archive import write_shards
+from cflow_ray.data.archives import write_shards
 from cflow_ray.data.datasets import read_data_set
 from cflow_ray.data.samples import DataSet, Sample
 from cflow_ray.errors import DataError

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+import uuid
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 
 from pydantic import AwareDatetime, Field
 
-from cflow_ray.config import InputConfig, Maps, Model, ScoreConfig
-from cflow_ray.data.archive import Shard, ShardIndex, find_shards, read_index
-from cflow_ray.errors import CheckpointError, ConfigError, DataError
+from cflow_ray.config import InputConfig, Maps, Model, ReadConfig, ScoreConfig
+from cflow_ray.data.archives import Record, Shard, ShardIndex, find_shards, is_streamed, read_index
+from cflow_ray.data.archives.shards import Kind
+from cflow_ray.errors import CheckpointError, ConfigError, DataError, RecordError
 from cflow_ray.store.registry import Registry
-from cflow_ray.store.results import PartName
 from cflow_ray.store.storage import Storage
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _PLAN = "_plan.json"
+_INDEX_READERS = 8  # archives whose headers are read at once
+_SETTINGS = ("inputs", "registry", "category", "category_pattern", "maps", "target_fpr", *ReadConfig.model_fields)
+"""What a rerun must have as the job had it."""
 
 
 class PlannedCheckpoint(Model):
@@ -34,33 +39,44 @@ class PlannedShard(Model):
 
     id: str
     uri: str
-    kind: str
-    records: int
+    kind: Kind
+    group: int | None = None
+    records: int | None
+    """None where only reading to the end tells."""
 
     @property
     def shard(self) -> Shard:
         """The archive to read."""
-        return Shard(self.uri, self.kind)
+        return Shard(self.uri, self.kind, self.group)
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """The unit of work and of output: successive records of one shard."""
+class Span:
+    """What one task reads: chunks of one shard by the numbers of their first records."""
 
     shard: str
-    first: int
-    count: int
+    firsts: tuple[int, ...]
+    """To read; of a shard whose end is not known, those not to read."""
+    to_end: bool = False
+    """The shard is read to an end that is not known."""
 
-    @property
-    def part(self) -> PartName:
-        """Where its rows go."""
-        return PartName(self.shard, self.first)
+    def to_json(self) -> str:
+        """As it travels to its task."""
+        return json.dumps([self.shard, self.firsts, self.to_end])
+
+    @classmethod
+    def from_json(cls, text: str) -> Span:
+        """What `to_json` made."""
+        shard, firsts, to_end = json.loads(text)
+        return cls(shard, tuple(firsts), to_end)
 
 
-class Plan(Model):
+class Plan(ReadConfig):
     """All that a job fixed when it started; a rerun goes on with it."""
 
     format_version: int = FORMAT_VERSION
+    id: str = Field(default_factory=lambda: uuid.uuid4().hex)
+    """Of this plan alone: two jobs that start on one output at once find out by it."""
     created: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
     inputs: tuple[str, ...]
     registry: str
@@ -72,29 +88,42 @@ class Plan(Model):
     checkpoints: dict[str, PlannedCheckpoint]
     shards: tuple[PlannedShard, ...]
 
-    def chunks(self) -> Iterator[Chunk]:
-        """Every chunk, in order of shards and records."""
-        for shard in self.shards:
-            for first in range(0, shard.records, self.chunk_records):
-                yield Chunk(shard.id, first, min(self.chunk_records, shard.records - first))
+    @cached_property
+    def by_id(self) -> dict[str, PlannedShard]:
+        """The shards by their ids."""
+        return {shard.id: shard for shard in self.shards}
 
     def shard(self, shard_id: str) -> PlannedShard:
         """The shard of an id."""
-        return next(shard for shard in self.shards if shard.id == shard_id)
+        return self.by_id[shard_id]
 
-    def category_of(self, key: str) -> str:
-        """The category of a record; raises DataError where the key does not tell or no checkpoint is planned for it."""
-        category = self.category
-        if category is None:
-            match = category_expression(self.category_pattern).match(key)
-            if match is None:
-                raise DataError(f"the key {key!r} does not fit the category pattern {self.category_pattern!r}")
-            category = match["category"]
+    def count(self, records: int | None) -> int:
+        """Chunks of so many records."""
+        return -(-(records or 0) // self.chunk_records)
+
+    def category_of(self, record: Record) -> str:
+        """The category of a record; raises RecordError where it does not tell or no checkpoint is planned for it."""
+        category = self.category or self._said(record)
         if category not in self.checkpoints:
-            raise DataError(
-                f"no checkpoint for category {category!r}; there are {', '.join(self.checkpoints) or 'none'}"
-            )
+            known = ", ".join(self.checkpoints) or "none"
+            raise RecordError(f"no checkpoint for category {category!r}; there are {known}", "unknown_category")
         return category
+
+    def _said(self, record: Record) -> str:
+        if self.category_field is not None:
+            value = record.fields.get(self.category_field)
+            if value is None:
+                known = ", ".join(map(str, record.fields)) or "none"
+                raise RecordError(
+                    f"no field {self.category_field!r} names the category; its fields are {known}", "no_category"
+                )
+            return str(value)
+        match = category_expression(self.category_pattern).match(record.key)
+        if match is None:
+            raise RecordError(
+                f"the key {record.key!r} does not fit the category pattern {self.category_pattern!r}", "no_category"
+            )
+        return match["category"]
 
 
 def category_expression(pattern: str) -> re.Pattern[str]:
@@ -109,29 +138,29 @@ def plan_job(config: ScoreConfig, output: Storage) -> Plan:
     Raises ConfigError where the output holds another job, DataError or CheckpointError where inputs or checkpoints
     are missing.
     """
-    if output.is_file(_PLAN):
-        plan = read_plan(output)
-        _refuse_other_job(plan, config, output)
-        return plan
-    checkpoints = _planned_checkpoints(config)
-    shards = []
-    for shard in find_shards(config.inputs, config.storage_options):
-        index = read_index(shard, config.storage_options)
-        output.write(_index_path(shard.id), index.to_json())
-        shards.append(PlannedShard(id=shard.id, uri=shard.uri, kind=shard.kind, records=_record_count(index)))
-    plan = Plan(
-        inputs=config.inputs,
-        registry=config.registry,
-        category=config.category,
-        category_pattern=config.category_pattern,
-        maps=config.maps,
-        target_fpr=config.target_fpr,
-        chunk_records=config.chunk_records,
-        checkpoints=checkpoints,
-        shards=tuple(shards),
-    )
-    output.write(_PLAN, plan.model_dump_json(indent=2).encode())
+    if not output.is_file(_PLAN):
+        output.write_new(_PLAN, _new_plan(config, output).model_dump_json(indent=2).encode())
+    plan = read_plan(output)  # another job may have been the first to write one
+    _refuse_other_job(plan, config, output)
     return plan
+
+
+def _new_plan(config: ScoreConfig, output: Storage) -> Plan:
+    checkpoints = _planned_checkpoints(config)
+    found = find_shards(config.inputs, config.storage_options, config)
+
+    def planned(shard: Shard, index: ShardIndex | None) -> PlannedShard:
+        records = None
+        if not is_streamed(shard):
+            index = index or read_index(shard, config.storage_options, config)
+            output.write(_index_path(shard.id), index.to_json())
+            records = len(index)
+        return PlannedShard(id=shard.id, uri=shard.uri, kind=shard.kind, group=shard.group, records=records)
+
+    with ThreadPoolExecutor(_INDEX_READERS) as readers:
+        shards = tuple(readers.map(lambda one: planned(*one), found))
+    settings = {name: getattr(config, name) for name in (*_SETTINGS, "chunk_records")}
+    return Plan(checkpoints=checkpoints, shards=shards, **settings)
 
 
 def read_plan(output: Storage) -> Plan:
@@ -148,6 +177,12 @@ def read_plan(output: Storage) -> Plan:
         raise DataError(f"{output.join(_PLAN)} is damaged; give another --output.") from error
 
 
+def refuse_other_plan(plan: Plan, plan_id: str) -> None:
+    """Raises ConfigError where the plan beside the output is not the one that this job began with."""
+    if plan.id != plan_id:
+        raise ConfigError("another job wrote its plan over this one's; run the command again to go on with that plan.")
+
+
 def read_planned_index(output: Storage, shard_id: str) -> ShardIndex:
     """The records of a shard as they were when the job was planned."""
     index = ShardIndex.from_json(output.read(_index_path(shard_id)))
@@ -156,13 +191,23 @@ def read_planned_index(output: Storage, shard_id: str) -> ShardIndex:
     return index
 
 
+def write_length(output: Storage, shard_id: str, records: int) -> None:
+    """Note how many records a streamed shard turned out to have."""
+    output.write(_length_path(shard_id), json.dumps({"records": records}).encode())
+
+
+def read_length(output: Storage, shard_id: str) -> int | None:
+    """How many records a streamed shard has; None until it was read to its end."""
+    content = output.read_if_there(_length_path(shard_id))
+    return None if content is None else int(json.loads(content)["records"])
+
+
+def _length_path(shard_id: str) -> str:
+    return f"_index/{shard_id}.length.json"
+
+
 def _index_path(shard_id: str) -> str:
     return f"_index/{shard_id}.json"
-
-
-def _record_count(index: ShardIndex) -> int:
-    """Members, and one record more that says what damage hides the rest."""
-    return len(index.members) + (index.damage is not None)
 
 
 def _planned_checkpoints(config: ScoreConfig) -> dict[str, PlannedCheckpoint]:
@@ -186,7 +231,7 @@ def _planned_checkpoints(config: ScoreConfig) -> dict[str, PlannedCheckpoint]:
 
 
 def _refuse_other_job(plan: Plan, config: ScoreConfig, output: Storage) -> None:
-    for name in ("inputs", "registry", "category", "category_pattern", "maps", "target_fpr"):
+    for name in _SETTINGS:
         was, now = getattr(plan, name), getattr(config, name)
         if was != now:
             raise ConfigError(

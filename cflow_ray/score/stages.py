@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
+from itertools import chain, islice
 from time import perf_counter
 from typing import Any
 
@@ -14,51 +16,80 @@ import torch
 from torch import Tensor
 
 from cflow_ray.config import Runtime
-from cflow_ray.data.archive import ShardIndex, read_records
+from cflow_ray.data.archives import Record, Shard, ShardIndex, is_streamed, read_records, stream_records
 from cflow_ray.data.images import encode_map, prepare
-from cflow_ray.errors import CflowRayError, DataError, ImageError, StorageError
+from cflow_ray.errors import CflowRayError, RecordError
 from cflow_ray.model.detector import Detector, Finding
 from cflow_ray.model.scoring import judge
-from cflow_ray.score.plan import Chunk, Plan, PlannedCheckpoint, read_plan, read_planned_index
+from cflow_ray.score.plan import (
+    Plan,
+    PlannedCheckpoint,
+    Span,
+    read_plan,
+    read_planned_index,
+    refuse_other_plan,
+    write_length,
+)
 from cflow_ray.store.registry import CheckpointKey, Registry
-from cflow_ray.store.results import write_part
+from cflow_ray.store.results import PartName, write_part
 from cflow_ray.store.storage import Storage
 
-# A chunk travels as one row of Ray Data, a dict: `shard`, `first`, `records` (a list of dicts of key, category, error,
-# width, height, frame, shape) and `pixels`, the uint8 (3, *shape) images of the records without error, end to end.
+# A chunk travels as one row of Ray Data, a dict: `shard`, `first`, `records` (a list of dicts of key, category, fields,
+# error, error_kind, width, height, frame, shape), `pixels`, the uint8 (3, *shape) images of the records without error,
+# end to end, and what reading took.
 
 Row = dict[str, Any]
 
 
-class ReadChunk:
-    """Reads and decodes the records of a chunk; a record that cannot be read or decoded carries its error on."""
+class ReadSpan:
+    """Reads and decodes the chunks of a span, one after the other; a record that cannot be carries its error on."""
 
-    def __init__(self, output: str, storage_options: Mapping[str, Any]) -> None:
+    def __init__(self, output: str, storage_options: Mapping[str, Any], plan_id: str) -> None:
         self._output = output
         self._storage_options = dict(storage_options)
         self._storage_options_json = json.dumps(self._storage_options, sort_keys=True)
+        self._plan_id = plan_id
 
-    def __call__(self, row: Row) -> Row:
-        """From {shard, first, count} to a decoded chunk."""
-        start = perf_counter()
-        plan, index = _planned(self._output, self._storage_options_json, row["shard"])
-        wanted = index.members[row["first"] : row["first"] + row["count"]]
-        records, pixels = [], bytearray()
-        shard = plan.shard(row["shard"]).shard
-        contents = read_records(shard, wanted, self._storage_options) if wanted else iter(())
-        for key, content in contents:
-            record, image = _decoded(plan, key, content)
-            records.append(record)
-            pixels += image
-        if len(records) < row["count"]:
-            records.append(_failed("", None, index.damage or "no such record"))
-        return {
-            "shard": row["shard"],
-            "first": row["first"],
-            "records": records,
-            "pixels": bytes(pixels),
-            "read_seconds": perf_counter() - start,
-        }
+    def __call__(self, row: Row) -> Iterator[Row]:
+        """From {span} to decoded chunks.
+
+        Ray may run it again from the start for one output that was lost, so the chunks depend on the span alone and
+        not on what has been written meanwhile.
+        """
+        span = Span.from_json(row["span"])
+        plan = _plan(self._output, self._storage_options_json, self._plan_id)
+        shard = plan.shard(span.shard).shard
+        chunks = self._streamed(plan, shard, span) if is_streamed(shard) else self._indexed(plan, shard, span)
+        for first, records in chunks:
+            yield _decoded_chunk(plan, span.shard, first, records)
+
+    def _indexed(self, plan: Plan, shard: Shard, span: Span) -> Iterator[tuple[int, Iterable[Record]]]:
+        index = _index(self._output, self._storage_options_json, self._plan_id, span.shard)
+        damage = [] if index.damage is None else [Record("", RecordError(index.damage, "damaged_archive"))]
+        for first in span.firsts:
+            end = first + plan.chunk_records
+            records = read_records(shard, index.members[first:end], self._storage_options, plan)
+            yield first, chain(records, damage if end >= len(index) else ())
+
+    def _streamed(self, plan: Plan, shard: Shard, span: Span) -> Iterator[tuple[int, Iterable[Record]]]:
+        firsts = frozenset(span.firsts)
+        total = 0
+
+        def counted() -> Iterator[Record]:
+            nonlocal total
+            for record in stream_records(shard, self._storage_options, plan):
+                total += 1
+                yield record
+
+        stream = counted()
+        while (head := next(stream, None)) is not None:
+            first = total - 1
+            chunk = chain([head], islice(stream, plan.chunk_records - 1))
+            if (first in firsts) != span.to_end:
+                yield first, chunk
+            deque(chunk, maxlen=0)
+        if span.to_end:
+            write_length(Storage(self._output, self._storage_options), span.shard, total)
 
 
 class ScoreChunk:
@@ -68,6 +99,7 @@ class ScoreChunk:
         self,
         output: str,
         storage_options: Mapping[str, Any],
+        plan_id: str,
         batch_size: int,
         capacity_bytes: int,
         runtime: Runtime = "auto",
@@ -75,6 +107,7 @@ class ScoreChunk:
         torch.set_num_threads(1)  # before the bank: its runtime takes as many
         self._results = Storage(output, storage_options)
         self._plan = read_plan(self._results)
+        refuse_other_plan(self._plan, plan_id)
         self._batch_size = batch_size
         registry = Registry(Storage(self._plan.registry, storage_options))
         self._bank = registry.bank(capacity_bytes, runtime=runtime)
@@ -89,16 +122,22 @@ class ScoreChunk:
             if self._loads(record["category"]):
                 usable.append(number)
             else:
-                record["error"] = self._broken[record["category"]]
+                record |= {"error": self._broken[record["category"]], "error_kind": "broken_checkpoint"}
         findings = self._score([images[number] for number in usable], [chunk["records"][n] for n in usable])
         rows, maps = self._rows(chunk, dict(zip(usable, findings, strict=True)))
-        write_part(self._results, Chunk(chunk["shard"], chunk["first"], len(rows)).part, rows, maps)
+        scored = perf_counter()
+        written = write_part(self._results, PartName(chunk["shard"], chunk["first"]), rows, maps)
+        kinds = Counter(row["error_kind"] for row in rows if row.get("error"))
         return {
             "rows": len(rows),
-            "errors": sum(row.get("error") is not None for row in rows),
+            "errors_by_kind": json.dumps(kinds),
             "anomalies": sum(bool(row.get("is_anomaly")) for row in rows),
+            "bytes_read": chunk["bytes_read"],
+            "bytes_written": written,
             "read_seconds": chunk["read_seconds"],
-            "score_seconds": perf_counter() - start,
+            "decode_seconds": chunk["decode_seconds"],
+            "score_seconds": scored - start,
+            "write_seconds": perf_counter() - scored,
         }
 
     def _loads(self, category: str) -> bool:
@@ -122,16 +161,13 @@ class ScoreChunk:
         return findings
 
     def _rows(self, chunk: Row, findings: Mapping[int, Finding]) -> tuple[list[Row], dict[str, bytes]]:
-        part = Chunk(chunk["shard"], chunk["first"], len(chunk["records"])).part
+        part = PartName(chunk["shard"], chunk["first"])
         rows, maps = [], {}
         for number, record in enumerate(chunk["records"]):
-            row = {
-                "image_id": f"{chunk['shard']}/{record['key']}",
-                "key": record["key"],
-                "category": record["category"],
-            }
+            row = {name: record[name] for name in ("key", "category", "fields")}
+            row["image_id"] = image_id(part.shard, record, part.first + number)
             if number not in findings:
-                rows.append(row | {"error": record["error"]})
+                rows.append(row | {"error": record["error"], "error_kind": record["error_kind"]})
                 continue
             checkpoint = self._plan.checkpoints[record["category"]]
             detector = self._bank.detector(self._key(record["category"]))
@@ -143,6 +179,12 @@ class ScoreChunk:
         return rows, maps
 
 
+def image_id(shard: str, record: Row, number: int) -> str:
+    """The shard and the key; a key that may not be unique in its shard with the record's number."""
+    unique = record["key"] and record["error_kind"] != "duplicate_key"
+    return f"{shard}/{record['key']}" if unique else f"{shard}/{record['key']}#{number}"
+
+
 def _scored(record: Row, finding: Finding, detector: Detector, checkpoint: PlannedCheckpoint) -> Row:
     frame = tuple(record["frame"])
     verdict = judge(finding.score, finding.map_HW, detector.calibration, checkpoint.target_fpr, frame)
@@ -150,45 +192,65 @@ def _scored(record: Row, finding: Finding, detector: Detector, checkpoint: Plann
     return {**asdict(verdict), **of_record, "checkpoint": checkpoint.version}
 
 
+@lru_cache(maxsize=1)
+def _plan(output: str, storage_options_json: str, plan_id: str) -> Plan:
+    """The plan, read once a process for its many spans."""
+    plan = read_plan(Storage(output, json.loads(storage_options_json)))
+    refuse_other_plan(plan, plan_id)
+    return plan
+
+
 @lru_cache(maxsize=4)
-def _planned(output: str, storage_options_json: str, shard: str) -> tuple[Plan, ShardIndex]:
-    """The plan and one shard's records, read once a process for the many chunks of a shard."""
-    storage = Storage(output, json.loads(storage_options_json))
-    return read_plan(storage), read_planned_index(storage, shard)
+def _index(output: str, storage_options_json: str, plan_id: str, shard: str) -> ShardIndex:
+    """A shard's records as that plan found them."""
+    return read_planned_index(Storage(output, json.loads(storage_options_json)), shard)
 
 
-def _decoded(plan: Plan, key: str, content: bytes | StorageError) -> tuple[Row, bytes]:
-    """The record of a chunk and its pixels, empty where it has an error."""
-    category = None
-    try:
-        if isinstance(content, StorageError):
-            raise content
-        category = plan.category_of(key)
-        image = prepare(content, plan.checkpoints[category].input)
-    except (ImageError, DataError, StorageError) as error:
-        return _failed(key, category, str(error)), b""
-    record = {
-        "key": key,
-        "category": category,
-        "error": None,
-        "width": image.width,
-        "height": image.height,
-        "frame": list(image.frame),
-        "shape": list(image.pixels_3HW.shape[1:]),
-    }
-    return record, image.pixels_3HW.numpy().tobytes()
-
-
-def _failed(key: str, category: str | None, error: str) -> Row:
+def _decoded_chunk(plan: Plan, shard: str, first: int, records: Iterable[Record]) -> Row:
+    start, decode_seconds, bytes_read = perf_counter(), 0.0, 0
+    decoded, pixels = [], bytearray()
+    for record in records:
+        begun = perf_counter()
+        row, image = _decoded(plan, record)
+        decode_seconds += perf_counter() - begun
+        decoded.append(row)
+        pixels += image
+        bytes_read += len(record.content) if isinstance(record.content, bytes) else 0
     return {
-        "key": key,
-        "category": category,
-        "error": error,
+        "shard": shard,
+        "first": first,
+        "records": decoded,
+        "pixels": bytes(pixels),
+        "bytes_read": bytes_read,
+        "read_seconds": perf_counter() - start - decode_seconds,
+        "decode_seconds": decode_seconds,
+    }
+
+
+def _decoded(plan: Plan, record: Record) -> tuple[Row, bytes]:
+    """The record of a chunk and its pixels, empty where it has an error."""
+    row: Row = {
+        "key": record.key,
+        "category": None,
+        "fields": json.dumps(dict(record.fields), default=str) if record.fields else None,
+        "error": None,
+        "error_kind": None,
         "width": None,
         "height": None,
         "frame": None,
         "shape": [0, 0],
     }
+    try:
+        if isinstance(record.content, CflowRayError):
+            raise record.content
+        row["category"] = plan.category_of(record)
+        image = prepare(record.content, plan.checkpoints[row["category"]].input, plan.max_pixels)
+    except CflowRayError as error:
+        kind = error.kind if isinstance(error, RecordError) else "unreadable"
+        return row | {"error": str(error), "error_kind": kind}, b""
+    shape = list(image.pixels_3HW.shape[1:])
+    row |= {"width": image.width, "height": image.height, "frame": list(image.frame), "shape": shape}
+    return row, image.pixels_3HW.numpy().tobytes()
 
 
 def _unpack(chunk: Row) -> dict[int, Tensor]:

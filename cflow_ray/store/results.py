@@ -36,6 +36,7 @@ SCORE_SCHEMA = pa.schema(
         pa.field("frame", pa.list_(pa.int32(), 4)),
         pa.field("regions", pa.list_(REGION_TYPE)),
         pa.field("map", pa.string()),
+        pa.field("fields", pa.string()),
         pa.field("error", pa.string()),
         pa.field("error_kind", pa.string()),
     ],
@@ -44,7 +45,7 @@ SCORE_SCHEMA = pa.schema(
 """One row a record. `frame` is what the map covers of the original: left, top, width, height.
 
 `map` names the side-car tar (below the results) that holds `<key>.png`, 16 bit, value x 65535. `error_kind` is a word
-to count by where `error` is a sentence."""
+to count by where `error` is a sentence; `fields` is a JSON object of what side-cars or a manifest say of the record."""
 
 _PART = re.compile(r"shard=(?P<shard>[^/]+)/part-(?P<first>\d{9,})\.parquet")
 
@@ -67,13 +68,15 @@ class PartName:
         return f"_maps/shard={self.shard}/part-{self.first:09d}.tar"
 
 
-def write_part(results: Storage, name: PartName, rows: Sequence[Mapping[str, Any]], maps: Mapping[str, bytes]) -> None:
-    """Write a chunk: its maps first, then its rows, so that a part that is there is complete."""
-    if maps:
-        results.write(name.maps_path, _tar(maps))
+def write_part(results: Storage, name: PartName, rows: Sequence[Mapping[str, Any]], maps: Mapping[str, bytes]) -> int:
+    """Write a chunk: its maps first, then its rows, so that a part that is there is complete. Bytes written."""
+    tar = _tar(maps) if maps else b""
+    if tar:
+        results.write(name.maps_path, tar)
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(list(rows), schema=SCORE_SCHEMA), buffer, compression="zstd")
     results.write(name.path, buffer.getvalue())
+    return len(tar) + buffer.tell()
 
 
 def finished_parts(results: Storage) -> set[PartName]:
@@ -90,14 +93,25 @@ def read_results(results: Storage) -> pa.Table:
     return pa.concat_tables([_read_part(results, part) for part in parts])
 
 
+def read_columns(results: Storage, name: PartName, columns: Sequence[str]) -> pa.Table:
+    """Some columns of one part; raises DataError where it is damaged."""
+    try:
+        return pq.read_table(io.BytesIO(results.read(name.path)), columns=list(columns))
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(results, name, error) from error
+
+
 def _read_part(results: Storage, name: PartName) -> pa.Table:
     try:
         table = pq.read_table(io.BytesIO(results.read(name.path)))
         return table.select(SCORE_SCHEMA.names).cast(SCORE_SCHEMA)
     except (pa.ArrowException, KeyError, OSError) as error:
-        raise DataError(
-            f"{results.join(name.path)} is no part of a score table: {error}. Delete it and run the job again."
-        ) from error
+        raise _damaged(results, name, error) from error
+
+
+def _damaged(results: Storage, name: PartName, error: Exception) -> DataError:
+    where = results.join(name.path)
+    return DataError(f"{where} is no part of a score table: {error}. Delete it and run the job again.")
 
 
 def read_maps(results: Storage, path: str) -> dict[str, bytes]:

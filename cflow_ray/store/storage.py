@@ -142,6 +142,23 @@ class Storage:
             path, lambda full: _write_local(full, content) if self.is_local else self._fs.pipe_file(full, content)
         )
 
+    def write_new(self, path: str, content: bytes) -> bool:
+        """Write a file unless there is one; whether it was written.
+
+        Of two that write at once one is told False, where the store knows conditional writes; else the later wins.
+        """
+        if self.is_local:
+            return self._call(path, lambda full: _link_local(full, content))
+
+        def create(full: str) -> bool:
+            try:
+                self._fs.pipe_file(full, content, mode="create")
+                return True
+            except FileExistsError:
+                return False
+
+        return self._call(path, create)
+
     def remove(self, path: str) -> None:
         """Delete a file; nothing happens where there is none."""
 
@@ -219,6 +236,18 @@ def _write_local(full: str, content: bytes) -> None:
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(unfinished)
+
+
+def _link_local(full: str, content: bytes) -> bool:
+    unfinished = posixpath.join(posixpath.dirname(full), f".{posixpath.basename(full)}.{uuid.uuid4().hex[:8]}")
+    _write_local(unfinished, content)
+    try:
+        os.link(unfinished, full)
+        return True
+    except FileExistsError:
+        return False
+    finally:
+        os.unlink(unfinished)
 
 
 def _local_folders(top: str) -> list[str]:

@@ -108,7 +108,8 @@ def test_a_second_run_reads_nothing_again_and_a_lost_part_alone_is_made_again(
     part.unlink()
     second = score(config)
 
-    assert (first.rows, second.rows, second.chunks_already_done) == (6, 2, 2)
+    assert (first.rows, first.rows_of_this_run) == (6, 6)
+    assert (second.rows, second.rows_of_this_run, second.chunks_already_done) == (6, 2, 2)
     assert read_results(Storage(config.output)).column("key").equals(before.column("key"))
     (tmp_path / "in.tar").unlink()
-    assert score(config).rows == 0
+    assert score(config).rows_of_this_run == 0

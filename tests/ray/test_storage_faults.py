@@ -10,7 +10,8 @@ from typing import Any
 import pyarrow.fs
 import pytest
 
-from cflow_ray.data.archive import Shard, read_index, write_shards
+from cflow_ray.config import ReadConfig
+from cflow_ray.data.archives import Shard, read_index, write_shards
 from cflow_ray.errors import StorageError
 from cflow_ray.store.patience import Patience
 from cflow_ray.store.registry import Registry
@@ -100,10 +101,10 @@ def test_the_headers_of_a_tar_are_read_through_trouble(moto: Place, proxy: Fault
     records = [(f"{number}.png", CONTENT) for number in range(5)]
     (name,) = write_shards(records, storage, "shard", 2**20)
     shard = Shard(storage.join(name), "tar")
-    expected = read_index(shard, storage.options)
+    expected = read_index(shard, storage.options, ReadConfig())
     storage.remove(f"{name}.index.json")
     proxy.disturb(RESET, 503, share=0.5, seed=3)
-    assert read_index(shard, storage.options) == expected
+    assert read_index(shard, storage.options, ReadConfig()) == expected
     assert proxy.harmed.total() > 0
 
 

@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Generator
 
-from cflow_ray.config import DetectorConfig, EncoderConfig, FlowConfig, ScoreConfig
-from cflow_ray.data.archive import Shard, read_index, write_shards
-from cflow_ray.errors import CflowRayError, CheckpointError, ConfigError, DataError
+from cflow_ray.config import DetectorConfig, EncoderConfig, FlowConfig, ReadConfig, ScoreConfig
+from cflow_ray.data.archives import Record, Shard, read_index, write_shards
+from cflow_ray.errors import CflowRayError, CheckpointError, ConfigError, DataError, RecordError
 from cflow_ray.model.fitted import Fitted
 from cflow_ray.model.flow import Decoder
 from cflow_ray.model.scoring import Calibration
@@ -23,7 +21,6 @@ from cflow_ray.score.plan import (
     FORMAT_VERSION,
     Plan,
     PlannedCheckpoint,
-    PlannedShard,
     category_expression,
     plan_job,
     read_plan,
@@ -145,7 +142,7 @@ def test_a_rerun_keeps_to_what_was_planned_whatever_happened_since(
 def test_the_planned_index_is_the_index_of_the_shard(config: ScoreConfig, output: Storage) -> None:
     plan = plan_job(config, output)
     for planned in plan.shards:
-        assert read_planned_index(output, planned.id) == read_index(planned.shard, {})
+        assert read_planned_index(output, planned.id) == read_index(planned.shard, {}, ReadConfig())
     keys = [member.key for planned in plan.shards for member in read_planned_index(output, planned.id).members]
     assert keys == KEYS
 
@@ -175,6 +172,8 @@ def test_the_plan_is_written_after_its_indexes(config: ScoreConfig, output: Stor
         ("category_pattern", "x/{category}/"),
         ("maps", "all"),
         ("target_fpr", 0.5),
+        ("category_field", "part"),
+        ("max_pixels", 1000),
     ],
 )
 def test_an_output_of_another_job_is_refused_by_what_differs(
@@ -198,7 +197,7 @@ def test_another_version_than_the_planned_one_is_refused(config: ScoreConfig, ou
 @pytest.mark.parametrize("name", ["chunk_records", "batch_size"])
 def test_how_the_work_is_cut_may_change_but_the_chunks_stay(config: ScoreConfig, output: Storage, name: str) -> None:
     plan = plan_job(config, output)
-    assert list(plan_job(changed(config, **{name: 1}), output).chunks()) == list(plan.chunks())
+    assert plan_job(changed(config, **{name: 1}), output).chunk_records == plan.chunk_records == 3
 
 
 # -- checkpoints
@@ -256,7 +255,7 @@ def test_a_missing_input_is_named(config: ScoreConfig, output: Storage) -> None:
 # -- damage
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff", b'{"format_version": 1}'])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff", b'{"format_version": 2}'])
 def test_a_damaged_plan_is_named(config: ScoreConfig, output: Storage, content: bytes) -> None:
     output.write("_plan.json", content)
     for call in (lambda: read_plan(output), lambda: plan_job(config, output)):
@@ -293,23 +292,6 @@ def test_a_damaged_archive_has_one_record_more_that_says_so(
     plan = plan_job(changed(config, inputs=[archive.join("cut.tar"), archive.join("none.tar")]), output)
     assert [shard.records for shard in plan.shards] == [4, 1]
     assert [read_planned_index(output, shard.id).damage is not None for shard in plan.shards] == [True, True]
-
-
-# -- chunks
-
-
-@settings(max_examples=200, deadline=None)
-@given(counts=st.lists(st.integers(0, 200), max_size=8), chunk_records=st.integers(1, 70))
-def test_chunks_cover_every_record_exactly_once(counts: list[int], chunk_records: int) -> None:
-    shards = tuple(
-        PlannedShard(id=f"s-{number}", uri=f"/{number}.tar", kind="tar", records=count)
-        for number, count in enumerate(counts)
-    )
-    chunks = list(make_plan(shards=shards, chunk_records=chunk_records).chunks())
-    covered = [(chunk.shard, record) for chunk in chunks for record in range(chunk.first, chunk.first + chunk.count)]
-    assert covered == [(shard.id, record) for shard in shards for record in range(shard.records)]
-    assert all(1 <= chunk.count <= chunk_records for chunk in chunks)
-    assert len({chunk.part.path for chunk in chunks}) == len(chunks)
 
 
 def test_a_shard_is_found_by_its_id(config: ScoreConfig, output: Storage) -> None:
@@ -355,30 +337,38 @@ def test_a_pattern_finds_the_category_at_the_start_of_a_key(pattern: str, key: s
         ("data.v1/{category}/", "dataXv1/screw/1.png"),  # a pattern is no regular expression
     ],
 )
-def test_a_key_that_does_not_fit_is_a_data_error_that_names_both(pattern: str, key: str) -> None:
-    with pytest.raises(DataError) as caught:
-        make_plan(category_pattern=pattern).category_of(key)
+def test_a_key_that_does_not_fit_is_an_error_that_names_both(pattern: str, key: str) -> None:
+    with pytest.raises(RecordError) as caught:
+        make_plan(category_pattern=pattern).category_of(Record(key, b""))
+    assert caught.value.kind == "no_category"
     assert repr(key) in str(caught.value)
     assert repr(pattern) in str(caught.value)
 
 
 def test_the_category_of_a_key_must_be_planned() -> None:
     plan = make_plan()
-    assert plan.category_of("screw/1.png") == "screw"
-    with pytest.raises(DataError, match="no checkpoint for category 'zipper'; there are cable, screw"):
-        plan.category_of("zipper/1.png")
+    assert plan.category_of(Record("screw/1.png", b"")) == "screw"
+    with pytest.raises(RecordError, match="no checkpoint for category 'zipper'; there are cable, screw"):
+        plan.category_of(Record("zipper/1.png", b""))
+
+
+def test_a_field_may_name_the_category() -> None:
+    plan = make_plan(category_field="part")
+    assert plan.category_of(Record("1.png", b"", {"part": "screw"})) == "screw"
+    with pytest.raises(RecordError, match="no field 'part' names the category; its fields are line"):
+        plan.category_of(Record("screw/1.png", b"", {"line": 7}))
 
 
 def test_a_fixed_category_is_that_of_every_key() -> None:
     plan = make_plan(category="cable")
-    assert {plan.category_of(key) for key in ("screw/1.png", "1.png", "")} == {"cable"}
+    assert {plan.category_of(Record(key, b"")) for key in ("screw/1.png", "1.png", "")} == {"cable"}
 
 
 def test_the_default_pattern_finds_the_category_of_packed_records(config: ScoreConfig, output: Storage) -> None:
     plan = plan_job(config, output)
     for shard in plan.shards:
         for member in read_planned_index(output, shard.id).members:
-            assert plan.category_of(member.key) == member.key.partition("/")[0]
+            assert plan.category_of(Record(member.key, b"")) == member.key.partition("/")[0]
 
 
 def test_the_categories_of_a_tar_made_with_a_leading_dot_are_found(
@@ -390,4 +380,4 @@ def test_the_categories_of_a_tar_made_with_a_leading_dot_are_found(
     archive.write("dot.tar", buffer.getvalue())
     plan = plan_job(changed(config, inputs=[archive.join("dot.tar")]), output)
     (member,) = read_planned_index(output, plan.shards[0].id).members
-    assert plan.category_of(member.key) == "screw"
+    assert plan.category_of(Record(member.key, b"")) == "screw"

@@ -62,7 +62,7 @@ def test_rows_come_back_as_they_were_with_the_schema(storage: Storage) -> None:
     table = read_results(storage)
     assert table.schema.equals(SCORE_SCHEMA, check_metadata=True)
     first, second = table.to_pylist()
-    assert first == SCORED
+    assert first == dict.fromkeys(SCORE_SCHEMA.names) | SCORED
     assert second == dict.fromkeys(SCORE_SCHEMA.names) | failed("b.png")
 
 

@@ -1,0 +1,205 @@
+"""From what a user names - files, folders, globs, manifests - to shards."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.utils import glob_translate
+
+from cflow_ray.config import ReadConfig
+from cflow_ray.data.archives.images import grouped_images
+from cflow_ray.data.archives.index import Member, ShardIndex
+from cflow_ray.data.archives.parquet import image_column
+from cflow_ray.data.archives.shards import Shard, archive_kind
+from cflow_ray.data.images import is_image_name
+from cflow_ray.errors import DataError
+from cflow_ray.store.storage import Storage, split_uri
+
+log = logging.getLogger(__name__)
+
+_ALLOWED = (
+    "a file (.tar, .tar.gz, .zip, .parquet, an image), a folder or glob of such files, or a manifest of them "
+    "(.txt, .csv, .parquet)"
+)
+_MANIFESTS = (".txt", ".csv")
+_PLACE_COLUMNS = ("uri", "path", "image", "file", "key")
+"""Columns of a manifest that may hold the places, the first that is there."""
+
+Found = Iterator[tuple[Shard, ShardIndex | None]]
+
+
+def find_shards(
+    inputs: Iterable[str], storage_options: Mapping[str, Any], how: ReadConfig
+) -> list[tuple[Shard, ShardIndex | None]]:
+    """Shards of inputs in order, each once; those of image files with their index, which the listing is.
+
+    An input is a file, a folder (all archives and images below it), a glob (`*` within a folder, `**` across), or a
+    manifest: one place a line, or a table with a column of places whose other columns become fields of the records.
+    Raises DataError where an input is not there or holds neither archives nor images.
+    """
+    shards: dict[tuple[str, int | None], tuple[Shard, ShardIndex | None]] = {}
+    for uri in inputs:
+        for shard, index in _of_input(uri, storage_options, how):
+            shards.setdefault((shard.uri, shard.group), (shard, index))
+    return list(shards.values())
+
+
+def _of_input(uri: str, storage_options: Mapping[str, Any], how: ReadConfig) -> Found:
+    folder, name = split_uri(uri)
+    parent = Storage(folder, storage_options)
+    if parent.is_file(name):
+        yield from _of_file(parent, name, how)
+        return
+    storage = Storage(uri, storage_options)
+    if storage.exists():
+        files = storage.sizes()
+        found = list(_of_files(storage, files, how))
+    elif _is_glob(uri):
+        top, pattern = _split_glob(uri)
+        storage = Storage(top, storage_options)
+        matches = re.compile(glob_translate(pattern))
+        files = {path: size for path, size in storage.sizes().items() if matches.match(path)}
+        if not files:
+            raise DataError(f"the input {uri} matches nothing. Give {_ALLOWED}.")
+        found = list(_of_files(storage, files, how))
+    else:
+        raise DataError(f"the input {uri} does not exist. Give {_ALLOWED}.")
+    if not found:
+        raise DataError(f"the input {uri} holds neither archives nor images. Give {_ALLOWED}.")
+    yield from found
+
+
+def _of_file(parent: Storage, name: str, how: ReadConfig) -> Found:
+    kind = archive_kind(name)
+    if kind == "parquet" and not _has_images(parent, name, how):
+        yield from _of_manifest(parent, _rows_of_parquet(parent, name), name, how)
+    elif kind is not None:
+        yield Shard(parent.join(name), kind), None
+    elif is_image_name(name):
+        yield from grouped_images(parent.uri, [Member(name, size=parent.size(name))])
+    elif name.lower().endswith(_MANIFESTS):
+        yield from _of_manifest(parent, _rows_of_text(parent, name), name, how)
+    else:
+        raise DataError(f"the input {parent.join(name)} is no archive, image or manifest. Give {_ALLOWED}.")
+
+
+def _of_files(storage: Storage, files: Mapping[str, int], how: ReadConfig) -> Found:
+    """The archives among files below a folder, then the images."""
+    images = []
+    for path, size in files.items():
+        kind = archive_kind(path)
+        if kind == "parquet" and not _has_images(storage, path, how):
+            log.warning("%s has no column of image bytes; it is passed over", storage.join(path))
+        elif kind is not None:
+            yield Shard(storage.join(path), kind), None
+        elif is_image_name(path):
+            images.append(Member(path, size=size))
+    yield from grouped_images(storage.uri, images)
+
+
+def _has_images(storage: Storage, path: str, how: ReadConfig) -> bool:
+    try:
+        with storage.open(path) as file:
+            schema = pq.read_schema(file)
+    except (pa.ArrowException, OSError):
+        return True  # it is taken for a damaged archive, which the table then names
+    if how.image_column is None and not any("binary" in str(column.type) for column in schema):
+        return False
+    image_column(schema, storage.join(path), how)
+    return True
+
+
+# manifests
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A line of a manifest: where a file is, and what else the line says."""
+
+    storage: Storage
+    path: str
+    fields: Mapping[str, Any]
+
+
+def _of_manifest(parent: Storage, rows: Iterable[Mapping[str, Any]], name: str, how: ReadConfig) -> Found:
+    """Archives in the manifest's order, then its images, those of one root together; a place is looked up only when
+    it is read."""
+    images: dict[str, list[Member]] = {}
+    count = 0
+    for row in rows:
+        place = _place(parent, row, name)
+        count += 1
+        kind = archive_kind(place.path)
+        if kind is not None:
+            yield Shard(place.storage.join(place.path), kind), None
+        elif is_image_name(place.path):
+            images.setdefault(place.storage.uri, []).append(Member(place.path, fields=place.fields))
+        else:
+            raise DataError(f"{parent.join(name)} names {place.path!r}, which is no archive and no image.")
+    if not count:
+        raise DataError(f"the manifest {parent.join(name)} names nothing. Write one path or URI a line.")
+    for root, members in images.items():
+        yield from grouped_images(root, members)
+
+
+def _place(parent: Storage, row: Mapping[str, Any], name: str) -> _Place:
+    column = next((column for column in _PLACE_COLUMNS if row.get(column)), None)
+    if column is None:
+        raise DataError(
+            f"{parent.join(name)} has a line without a place; one of the columns {', '.join(_PLACE_COLUMNS)} must name it."
+        )
+    text = str(row[column])
+    fields = {key: value for key, value in row.items() if key != column and value is not None}
+    root, path = _root_and_path(parent, text)
+    return _Place(root, path, fields)
+
+
+def _root_and_path(parent: Storage, text: str) -> tuple[Storage, str]:
+    """A place relative to the manifest's folder; an absolute one relative to its bucket or the root of the disk."""
+    protocol, separator, rest = text.partition("://")
+    if separator:
+        bucket, _, path = rest.partition("/")
+        return Storage(f"{protocol}://{bucket}", parent.options), path
+    if text.startswith("/"):
+        return Storage("/", {}), text.lstrip("/")
+    return parent, text.removeprefix("./")
+
+
+def _rows_of_text(storage: Storage, name: str) -> list[dict[str, Any]]:
+    """Lines of a manifest: of a CSV under their header, else each the place itself; # begins a comment."""
+    try:
+        text = storage.read(name).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{storage.join(name)} is no UTF-8 text: {error}") from error
+    if name.lower().endswith(".csv"):
+        return [dict(row) for row in csv.DictReader(io.StringIO(text))]
+    lines = (line.strip() for line in text.splitlines())
+    return [{"uri": line} for line in lines if line and not line.startswith("#")]
+
+
+def _rows_of_parquet(storage: Storage, name: str) -> list[dict[str, Any]]:
+    with storage.open(name) as file:
+        rows: list[dict[str, Any]] = pq.read_table(file).to_pylist()
+        return rows
+
+
+# globs
+
+
+def _is_glob(uri: str) -> bool:
+    return any(character in uri for character in "*?[")
+
+
+def _split_glob(uri: str) -> tuple[str, str]:
+    """The folder above the first part with a wildcard, and the pattern below it."""
+    parts: Sequence[str] = uri.split("/")
+    first = next(number for number, part in enumerate(parts) if _is_glob(part))
+    return "/".join(parts[:first]) or ("/" if uri.startswith("/") else "."), "/".join(parts[first:])

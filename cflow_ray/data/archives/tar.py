@@ -1,0 +1,195 @@
+"""Tar files: their records from the headers or an index beside them, read in ranges; and writing them."""
+
+from __future__ import annotations
+
+import io
+import json
+import posixpath
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from cflow_ray.config import ReadConfig
+from cflow_ray.data.archives.extents import batches, fetch, whole
+from cflow_ray.data.archives.index import INDEX_SUFFIX, Extent, Member, ShardIndex
+from cflow_ray.data.archives.records import Record, problem_of_name, safe_key, too_large
+from cflow_ray.data.images import is_image_name
+from cflow_ray.errors import CflowRayError, StorageError
+from cflow_ray.store.storage import Storage
+
+SIDE_CARS = ("json", "cls", "txt")
+"""Extensions of WebDataset's files that say something of the image of the same name."""
+_BLOCK = 512
+
+
+def read_tar_index(storage: Storage, name: str) -> ShardIndex:
+    """The records of a tar: from the index beside it where that belongs to it, or else from its headers."""
+    written = storage.read_if_there(name + INDEX_SUFFIX)
+    index = None if written is None else ShardIndex.from_json(written, storage.size(name))
+    if index is not None:
+        return index
+    with storage.open(name) as file:
+        return index_from_headers(file, storage.join(name))
+
+
+def read_tar_records(storage: Storage, name: str, members: Sequence[Member], how: ReadConfig) -> Iterator[Record]:
+    """Successive records of a tar, fetched with their side-cars in few ranged reads."""
+    errors = [member.error or _over(member, how) for member in members]
+    sizes = [0 if error else member.size for member, error in zip(members, errors, strict=True)]
+    for run in batches(sizes):
+        wanted = [extent for number in run if not errors[number] for extent in _extents(members[number], how)]
+        found = fetch(storage, name, wanted)
+        for number in run:
+            member = members[number]
+            where = f"{member.key} in {storage.join(name)}"
+            content = errors[number] or whole(found[member.extent], member.extent, where)
+            sides = {side: found[extent] for side, extent in member.sides.items() if extent in found}
+            yield Record(member.key, content, fields_of_sides(sides))
+
+
+def member_of_header(info: tarfile.TarInfo) -> Member | None:
+    """The record that a header announces; None where it is none, as a folder is."""
+    if info.isdir():
+        return None
+    name = info.name.removeprefix("./")  # `tar -C root -c .` writes it before every name
+    problem = problem_of_name(name)
+    if not info.isfile() or info.issparse():
+        problem = f"not_a_file: {_kind_of(info)}; only files inside the archive are read"
+    return Member(safe_key(name), info.offset_data, info.size if info.isfile() else 0, problem)
+
+
+def with_sides(members: Sequence[Member]) -> list[Member]:
+    """The members that are records, each with its side-cars; a side-car without its image is a record."""
+    images = {stem_of(member.key) for member in members if is_image_name(member.key)}
+    sides: dict[str, dict[str, Extent]] = {}
+    records = []
+    for member in members:
+        stem, side = stem_of(member.key), side_of(member.key)
+        if side is not None and stem in images and member.problem is None:
+            sides.setdefault(stem, {})[side] = member.extent
+        else:
+            records.append(member)
+    return [replace(member, sides=sides.get(stem_of(member.key), {})) for member in records]
+
+
+def stem_of(key: str) -> str:
+    """What the files of one WebDataset sample share: the path up to the first dot of the name."""
+    folder, name = posixpath.split(key)
+    return posixpath.join(folder, name.partition(".")[0])
+
+
+def side_of(key: str) -> str | None:
+    """The kind of side-car that a member is by its name."""
+    ending = key.rpartition(".")[2].lower()
+    return ending if ending in SIDE_CARS else None
+
+
+def fields_of_sides(sides: Mapping[str, bytes | CflowRayError]) -> dict[str, Any]:
+    """What side-cars say: the entries of a JSON object, and the text of the others under their extension."""
+    fields: dict[str, Any] = {}
+    for side, content in sides.items():
+        if isinstance(content, CflowRayError):
+            continue
+        text = content.decode("utf-8", "replace").strip()
+        try:
+            values = json.loads(text) if side == "json" else {side: text}
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(values, dict):
+            fields |= values
+    return fields
+
+
+def headers(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The headers of a tar in order, none of which is kept."""
+    while (info := tar.next()) is not None:
+        yield info
+        tar.members = []  # type: ignore[attr-defined]  # not public, but there is no other way to drop them
+
+
+def index_from_headers(file: Any, uri: str) -> ShardIndex:
+    """The records of a tar by its headers, each some 512 bytes, up to its end or damage."""
+    members: list[Member] = []
+    try:
+        end = file.seek(0, io.SEEK_END)
+        file.seek(0)
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            for info in headers(tar):
+                if tar.offset <= info.offset:
+                    raise tarfile.ReadError(f"nonsensical size of {safe_key(info.name)}")
+                if member := member_of_header(info):
+                    members.append(member)
+                if tar.offset > end:
+                    raise tarfile.ReadError("unexpected end of data")
+            damage = damage_at(file, tar.offset)
+    except OSError as error:
+        raise StorageError(f"cannot read the headers of {uri}: {error}. Try again.") from error
+    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
+        damage = damaged(error)
+    return ShardIndex.of(with_sides(members), damage)
+
+
+def damaged(error: BaseException) -> str:
+    """What a table says of the records that damage hides."""
+    return f"damaged tar: {' '.join(safe_key(str(error)).split()) or type(error).__name__}"
+
+
+def write_shards(records: Iterable[tuple[str, bytes]], output: Storage, name: str, shard_bytes: int) -> list[str]:
+    """Pack records into `<name>-<number>.tar` of about `shard_bytes` each, with an index beside each; returns their names.
+
+    The same records give the same bytes: no times, owners or modes of the files are kept.
+    """
+    written: list[str] = []
+    buffer, members = io.BytesIO(), list[Member]()
+
+    def finish() -> None:
+        nonlocal buffer, members
+        buffer.write(bytes(2 * _BLOCK))  # the two empty blocks that end a tar
+        shard = f"{name}-{len(written):06d}.tar"
+        output.write(shard, buffer.getvalue())
+        output.write(shard + INDEX_SUFFIX, ShardIndex.of(members).to_json(buffer.tell()))
+        written.append(shard)
+        buffer, members = io.BytesIO(), []
+
+    for key, content in records:
+        if members and buffer.tell() + len(content) > shard_bytes:
+            finish()
+        buffer.write(_header(key, len(content)))
+        members.append(Member(key, buffer.tell(), len(content)))
+        buffer.write(content + bytes(-len(content) % _BLOCK))
+    if members:
+        finish()
+    return written
+
+
+def _header(key: str, size: int) -> bytes:
+    info = tarfile.TarInfo(key)
+    info.size = size
+    return info.tobuf(tarfile.PAX_FORMAT)
+
+
+def _extents(member: Member, how: ReadConfig) -> Iterator[Extent]:
+    yield member.extent
+    yield from (extent for extent in member.sides.values() if extent.size <= how.max_image_size)
+
+
+def _over(member: Member, how: ReadConfig) -> CflowRayError | None:
+    return too_large(member.size, how.max_image_size) if member.size > how.max_image_size else None
+
+
+def _kind_of(info: tarfile.TarInfo) -> str:
+    if info.issym() or info.islnk():
+        return f"a link to {safe_key(info.linkname)!r}"
+    if info.isdev():
+        return "a device or pipe"
+    return "no regular file"
+
+
+def damage_at(file: Any, end: int) -> str | None:
+    """What is wrong with a tar where its last header was read: tarfile takes any block that is no header for the end."""
+    file.seek(end)
+    block = file.read(_BLOCK)
+    if not any(block) and len(block) == _BLOCK:
+        return None
+    return f"damaged tar: at byte {end} is " + ("no header" if len(block) == _BLOCK else "an end without its mark")

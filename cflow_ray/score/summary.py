@@ -1,0 +1,113 @@
+"""What a job did, and what its table holds when it is done."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from cflow_ray.score.plan import Plan
+from cflow_ray.store.checkpoint import installed_packages
+from cflow_ray.store.results import PartName, read_columns
+from cflow_ray.store.storage import Storage
+
+_SUMMARY = "_summary.json"
+_SUCCESS = "_SUCCESS"
+_READERS = 16
+_STAGES = ("read", "decode", "score", "write")
+
+
+@dataclass
+class Totals:
+    """Sums over chunks."""
+
+    chunks: int = 0
+    rows: int = 0
+    anomalies: int = 0
+    errors_by_kind: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(_STAGES, 0.0))
+    """Of each stage, over all workers."""
+    bytes_read: int = 0
+    bytes_written: int = 0
+
+    @property
+    def errors(self) -> int:
+        """Rows with `error`."""
+        return self.errors_by_kind.total()
+
+    def add_chunk(self, chunk: Mapping[str, Any]) -> None:
+        """Count what a scoring actor says of a chunk."""
+        self.chunks += 1
+        for name in ("rows", "anomalies", "bytes_read", "bytes_written"):
+            setattr(self, name, getattr(self, name) + chunk[name])
+        for stage in _STAGES:
+            self.seconds[stage] += chunk[f"{stage}_seconds"]
+        self.errors_by_kind.update(json.loads(chunk["errors_by_kind"]))
+
+    @classmethod
+    def of_parts(cls, results: Storage, parts: Iterable[PartName]) -> Totals:
+        """The rows of parts that an earlier run has written, of which two columns are read."""
+        totals = cls()
+        with ThreadPoolExecutor(_READERS) as readers:
+            for table in readers.map(lambda part: read_columns(results, part, ["is_anomaly", "error_kind"]), parts):
+                totals.chunks += 1
+                totals.rows += table.num_rows
+                totals.anomalies += sum(value is True for value in table["is_anomaly"].to_pylist())
+                totals.errors_by_kind.update(value for value in table["error_kind"].to_pylist() if value is not None)
+        return totals
+
+
+@dataclass(frozen=True)
+class JobSummary:
+    """What the table holds, and what this run added to it."""
+
+    output: str
+    rows: int
+    errors: int
+    errors_by_kind: dict[str, int]
+    anomalies: int
+    chunks: int
+    chunks_already_done: int
+    rows_of_this_run: int
+    seconds: float
+    """Of this run, from the plan to the last row."""
+    images_per_second: float
+    """Of this run."""
+    seconds_by_stage: dict[str, float]
+    """Of this run, summed over its workers."""
+    bytes_read: int
+    bytes_written: int
+    checkpoints: dict[str, str]
+
+    @property
+    def error_share(self) -> float:
+        """Rows with `error` of all rows."""
+        return self.errors / self.rows if self.rows else 0.0
+
+
+def finish(results: Storage, plan: Plan, before: Totals, run: Totals, seconds: float) -> JobSummary:
+    """Write the summary and the mark that the table is whole."""
+    kinds = before.errors_by_kind + run.errors_by_kind
+    summary = JobSummary(
+        output=results.uri,
+        rows=before.rows + run.rows,
+        errors=kinds.total(),
+        errors_by_kind=dict(kinds.most_common()),
+        anomalies=before.anomalies + run.anomalies,
+        chunks=before.chunks + run.chunks,
+        chunks_already_done=before.chunks,
+        rows_of_this_run=run.rows,
+        seconds=seconds,
+        images_per_second=run.rows / seconds,
+        seconds_by_stage=run.seconds,
+        bytes_read=run.bytes_read,
+        bytes_written=run.bytes_written,
+        checkpoints={category: checkpoint.version for category, checkpoint in plan.checkpoints.items()},
+    )
+    content = {**asdict(summary), "packages": installed_packages()}
+    results.write(_SUMMARY, json.dumps(content, indent=2).encode())
+    results.write(_SUCCESS, b"")
+    return summary

@@ -1,0 +1,79 @@
+"""What is left of a job: every chunk without a part is in exactly one span."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cflow_ray.score.plan import Plan, PlannedShard, Span, write_length
+from cflow_ray.score.spans import pending
+from cflow_ray.store.results import PartName
+from cflow_ray.store.storage import Storage
+
+CHUNK = 10
+
+
+def plan_of(*records: int | None) -> Plan:
+    shards = [
+        PlannedShard(id=f"s-{n}", uri=f"/{n}", kind="tar" if count is not None else "tar.gz", records=count)
+        for n, count in enumerate(records)
+    ]
+    rest: dict[str, Any] = {"category": None, "category_pattern": "{category}/", "maps": "none", "target_fpr": None}
+    return Plan(inputs=(), registry="r", chunk_records=CHUNK, checkpoints={}, shards=tuple(shards), **rest)
+
+
+@pytest.fixture
+def output() -> Storage:
+    storage = Storage("memory://spans")
+    for path in storage.files():
+        storage.remove(path)
+    return storage
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    counts=st.lists(st.integers(0, 200), max_size=8),
+    workers=st.integers(1, 20),
+    done=st.sets(st.tuples(st.integers(0, 7), st.integers(0, 19))),
+)
+def test_every_chunk_that_is_not_done_is_in_one_span(
+    counts: list[int], workers: int, done: set[tuple[int, int]]
+) -> None:
+    chunks = {(f"s-{n}", first) for n, count in enumerate(counts) for first in range(0, count, CHUNK)}
+    finished = {(f"s-{shard}", CHUNK * number) for shard, number in done} & chunks
+    rest = pending(plan_of(*counts), [PartName(*chunk) for chunk in finished], Storage("memory://none"))
+    assert (rest.chunks, rest.done) == (len(chunks), len(finished))
+    found = [(span.shard, first) for span in rest.spans(workers) for first in span.firsts]
+    assert sorted(found) == sorted(chunks - finished)
+    assert all(list(span.firsts) == sorted(span.firsts) for span in rest.spans(workers))
+
+
+@pytest.mark.parametrize(("chunks", "workers", "length"), [(1, 2, 1), (16, 2, 1), (160, 2, 10), (10**5, 4, 64)])
+def test_spans_are_short_enough_that_every_worker_gets_several(chunks: int, workers: int, length: int) -> None:
+    spans = pending(plan_of(chunks * CHUNK), [], Storage("memory://none")).spans(workers)
+    assert {len(span.firsts) for span in spans[:-1]} <= {length}
+    assert len(spans) == -(-chunks // length)
+
+
+def test_a_streamed_shard_is_read_to_its_end_but_for_what_is_done(output: Storage) -> None:
+    plan = plan_of(None, 25)
+    rest = pending(plan, [PartName("s-0", 20), PartName("s-0", 0), PartName("s-1", 10)], output)
+    assert rest.shards == (Span("s-0", (0, 20), to_end=True), Span("s-1", (0, 20)))
+    assert (rest.chunks, rest.done) == (2 + 3, 3)
+
+
+def test_a_streamed_shard_whose_length_is_known_is_read_once_for_what_is_left(output: Storage) -> None:
+    write_length(output, "s-0", 995)
+    rest = pending(plan_of(None), [PartName("s-0", 0)], output)
+    assert rest.spans(2) == [Span("s-0", tuple(range(10, 1000, 10)))]
+    assert (rest.chunks, rest.done) == (100, 1)
+    write_length(output, "s-0", 10)
+    assert pending(plan_of(None), [PartName("s-0", 0)], output).shards == ()
+
+
+def test_a_span_travels_as_text() -> None:
+    for span in (Span("s", (0, 64)), Span("ü", (), to_end=True)):
+        assert Span.from_json(span.to_json()) == span
