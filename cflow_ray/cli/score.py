@@ -10,6 +10,7 @@ import click
 from cflow_ray.cli.command import Output, common, settings_of
 from cflow_ray.cli.options import data_options, runtime_option, with_options
 from cflow_ray.config import EvaluateConfig, PackConfig, ScoreConfig, load_config
+from cflow_ray.errors import DataError
 from cflow_ray.progress import ProgressBoard
 
 
@@ -40,17 +41,28 @@ def pack(out: Output, config_file: str | None, **flags: Any) -> None:
 @click.option(
     "--checkpoint", multiple=True, metavar="C=VERSION", help="Use this version instead of the best; repeatable."
 )
+@click.option("--category-field", metavar="NAME", help="Field of side-cars or manifests, or column, with the category.")
+@click.option("--image-column", metavar="NAME", help="Column of image bytes in Parquet files [the only one].")
+@click.option("--key-column", metavar="NAME", help="Column of record keys in Parquet files [key, path, ...].")
+@click.option("--max-image-size", metavar="SIZE", help="Largest image that is read [256MB].")
+@click.option("--max-pixels", type=int, metavar="N", help="Most pixels that are decoded [89478485].")
 @click.option("--maps", type=click.Choice(["none", "anomalous", "all"]), help="Which heat maps to store [none].")
 @click.option("--target-fpr", type=float, metavar="RATE", help="False-alarm rate instead of the checkpoints' own.")
 @click.option("--batch-size", type=int, metavar="N", help="Images of one pass through the encoder [16].")
 @click.option("--chunk-records", type=int, metavar="N", help="Records of one Parquet part [64].")
+@click.option("--retry-errors", is_flag=True, default=None, help="Do chunks again that have unreadable records.")
+@click.option(
+    "--max-error-fraction", type=float, metavar="SHARE", help="More rows with error make the exit code 1 [1]."
+)
 @runtime_option
 @click.option("--workers", type=int, metavar="N", help="Scoring actors [as many as the cluster has room for].")
 @common
 def score(out: Output, config_file: str | None, **flags: Any) -> None:
-    """Score image archives (tar shards or folders of images) into a Parquet table, one row a record.
+    """Score image archives into a Parquet table, one row a record.
 
-    An image that cannot be scored is a row with `error`; a rerun with the same output does only what is missing.
+    INPUT is a .tar, .tar.gz, .zip or .parquet file, an image, a folder or glob of them, or a manifest (.txt, .csv,
+    .parquet). An image that cannot be scored is a row with `error`; a rerun with the same output does only what is
+    missing.
     """
     config = load_config(ScoreConfig, config_file, settings_of(flags, own_names=("target_fpr",)))
     from cflow_ray.score import score as score_archives
@@ -62,6 +74,11 @@ def score(out: Output, config_file: str | None, **flags: Any) -> None:
         f"table in {summary.output}"
     )
     out(asdict(summary), text)
+    if summary.error_share > config.max_error_fraction:
+        raise DataError(
+            f"{summary.errors} of {summary.rows} rows have an error, more than the share of {config.max_error_fraction:g} "
+            f"that is allowed ({', '.join(f'{kind} {count}' for kind, count in summary.errors_by_kind.items())})."
+        )
 
 
 @click.command(epilog="Example: cflow-ray evaluate s3://line/scores/2026-11-23 --data s3://line/mvtec")

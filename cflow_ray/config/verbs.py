@@ -203,6 +203,10 @@ class ScoreConfig(RunConfig, ReadConfig):
     """Replaces the checkpoints' own target."""
     chunk_records: int = Field(default=64, ge=1)
     """Records of one unit of work, which is one Parquet part."""
+    retry_errors: bool = False
+    """Do chunks again that have records which could not be read (`error_kind` unreadable)."""
+    max_error_fraction: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """With more rows with `error` than this share of all the exit code is 1, after everything was written."""
     batch_size: int = Field(default=16, ge=1)
     runtime: Runtime = "auto"
     """What executes network and flow; auto is the fastest that is installed."""

@@ -17,7 +17,7 @@ from cflow_ray.score.plan import Span, plan_job
 from cflow_ray.score.spans import pending
 from cflow_ray.score.stages import ReadSpan, ScoreChunk
 from cflow_ray.score.summary import JobSummary, Totals, finish
-from cflow_ray.store.results import finished_parts
+from cflow_ray.store.results import finished_parts, unreadable_parts
 from cflow_ray.store.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -39,6 +39,8 @@ def score(config: ScoreConfig, progress: Callable[[int, int], None] = lambda don
     results = Storage(config.output, config.storage_options)
     plan = plan_job(config, results)
     done = finished_parts(results)
+    if config.retry_errors:
+        done -= unreadable_parts(results, done)
     before = Totals.of_parts(results, done)
     rest = pending(plan, done, results)
     progress(rest.done, rest.chunks)
@@ -46,7 +48,9 @@ def score(config: ScoreConfig, progress: Callable[[int, int], None] = lambda don
     if rest.shards:
         ray.init(**config.cluster.init_arguments())
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        workers = config.cluster.worker_count(nodes, max(len(rest.shards), rest.chunks - rest.done))
+        asked = config.cluster.worker_count(nodes, max(len(rest.shards), rest.chunks - rest.done))
+        # No more than there is room for: an actor that died would wait for its place behind those that have none yet.
+        workers = max(1, min(asked, config.cluster.room(nodes)))
         dataset = pipeline(rest.spans(workers), config, plan.id, workers)
         _run(dataset, run, lambda finished: progress(rest.done + finished, rest.chunks))
     return finish(results, plan, before, run, time.monotonic() - start)

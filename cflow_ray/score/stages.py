@@ -31,7 +31,7 @@ from cflow_ray.score.plan import (
     write_length,
 )
 from cflow_ray.store.registry import CheckpointKey, Registry
-from cflow_ray.store.results import PartName, write_part
+from cflow_ray.store.results import UNREADABLE, PartName, write_part
 from cflow_ray.store.storage import Storage
 
 # A chunk travels as one row of Ray Data, a dict: `shard`, `first`, `records` (a list of dicts of key, category, fields,
@@ -246,7 +246,7 @@ def _decoded(plan: Plan, record: Record) -> tuple[Row, bytes]:
         row["category"] = plan.category_of(record)
         image = prepare(record.content, plan.checkpoints[row["category"]].input, plan.max_pixels)
     except CflowRayError as error:
-        kind = error.kind if isinstance(error, RecordError) else "unreadable"
+        kind = error.kind if isinstance(error, RecordError) else UNREADABLE
         return row | {"error": str(error), "error_kind": kind}, b""
     shape = list(image.pixels_3HW.shape[1:])
     row |= {"width": image.width, "height": image.height, "frame": list(image.frame), "shape": shape}

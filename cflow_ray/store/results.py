@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,8 @@ SCORE_SCHEMA = pa.schema(
 `map` names the side-car tar (below the results) that holds `<key>.png`, 16 bit, value x 65535. `error_kind` is a word
 to count by where `error` is a sentence; `fields` is a JSON object of what side-cars or a manifest say of the record."""
 
+UNREADABLE = "unreadable"
+"""The kind of error of a record that the store did not give."""
 _PART = re.compile(r"shard=(?P<shard>[^/]+)/part-(?P<first>\d{9,})\.parquet")
 
 
@@ -91,6 +93,13 @@ def read_results(results: Storage) -> pa.Table:
     if not parts:
         raise DataError(f"{results.uri} holds no score table. Run: cflow-ray score ... --output {results.uri}")
     return pa.concat_tables([_read_part(results, part) for part in parts])
+
+
+def unreadable_parts(results: Storage, parts: Iterable[PartName]) -> set[PartName]:
+    """The parts with records whose bytes could not be read, which may be otherwise another time."""
+    return {
+        part for part in parts if UNREADABLE in read_columns(results, part, ["error_kind"])["error_kind"].to_pylist()
+    }
 
 
 def read_columns(results: Storage, name: PartName, columns: Sequence[str]) -> pa.Table:

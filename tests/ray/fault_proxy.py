@@ -25,7 +25,7 @@ Fault = int | str
 
 HANG, RESET, SHORT = "hang", "reset", "short"
 
-_CODES = {429: "TooManyRequests", 500: "InternalError", 503: "SlowDown"}
+_CODES = {403: "AccessDenied", 429: "TooManyRequests", 500: "InternalError", 503: "SlowDown"}
 _ONE_CONNECTION_ONLY = {"connection", "transfer-encoding", "keep-alive"}
 
 
@@ -39,9 +39,9 @@ class _Trouble:
     end: float | None = None
     """When it is over; None before it began."""
 
-    def harms(self, path: str) -> bool:
+    def harms(self, request: str) -> bool:
         """Whether a request that comes in now is one of the share; the first that is meant begins the trouble."""
-        if self.end is None and self.first in path:
+        if self.end is None and self.first in request:
             self.end = time.monotonic() + self.seconds
         return self.end is not None and time.monotonic() < self.end and self.draws.random() < self.share
 
@@ -49,12 +49,12 @@ class _Trouble:
 class FaultProxy:
     """Passes requests on to a port of this machine, Host header and all; between `disturb` and `heal` it does harm.
 
-    `requests` counts what came in, `harmed` each fault that was done.
+    `requests` counts what came in, by method and path, `harmed` each fault that was done.
     """
 
     def __init__(self, port: int) -> None:
         self.target = port
-        self.requests = 0
+        self.requests: Counter[str] = Counter()
         self.harmed: Counter[Fault] = Counter()
         self.closed = threading.Event()
         self._troubles: list[_Trouble] = []
@@ -82,7 +82,7 @@ class FaultProxy:
     ) -> None:
         """Do one of the faults, drawn from `seed`, to this share of the requests; to the rest, none.
 
-        It begins with the next request whose path has `first` in it. Several troubles may lie ahead.
+        It begins with the next request (`GET /bucket/key`) that has `first` in it. Several troubles may lie ahead.
         """
         with self._lock:
             self._troubles.append(_Trouble(faults, share, random.Random(seed), seconds, first))
@@ -92,11 +92,11 @@ class FaultProxy:
         with self._lock:
             self._troubles.clear()
 
-    def draw(self, path: str) -> Fault | None:
+    def draw(self, request: str) -> Fault | None:
         """What is to be done to a request that has just come in."""
         with self._lock:
-            self.requests += 1
-            trouble = next((trouble for trouble in self._troubles if trouble.harms(path)), None)
+            self.requests[request] += 1
+            trouble = next((trouble for trouble in self._troubles if trouble.harms(request)), None)
             if trouble is None:
                 return None
             fault = trouble.draws.choice(trouble.faults)
@@ -123,7 +123,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_any(self) -> None:
         """One request, in or out of trouble."""
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        match self.server.proxy.draw(self.path):
+        match self.server.proxy.draw(f"{self.command} {self.path}"):
             case int(status):
                 self._refuse(status)
             case "hang":

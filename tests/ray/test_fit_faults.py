@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +27,7 @@ from cflow_ray.train.plan import plan_fit
 from cflow_ray.train.queue import QueueStatus
 from cflow_ray.train.run import fit
 from tests.ray.fault_proxy import HANG, FaultProxy
+from tests.ray.processes import in_a_process_of_its_own, is_alive, processes_below, wait_until
 from tests.stores import Place, upload
 
 pytestmark = pytest.mark.ray
@@ -60,31 +60,6 @@ def undisturbed(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return root
 
 
-def train_workers(ancestor: int) -> list[int]:
-    """Processes of Ray Train's workers below a process."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and b"RayTrainWorker" in _read(entry / "cmdline"):
-            pid = int(entry.name)
-            while pid > 1 and pid != ancestor:
-                pid = _parent(pid)
-            if pid == ancestor:
-                found.append(int(entry.name))
-    return found
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return b""
-
-
-def _parent(pid: int) -> int:
-    after_name = _read(Path(f"/proc/{pid}/stat")).rpartition(b")")[2].split()
-    return int(after_name[1]) if after_name else 0
-
-
 def killing(when: Callable[[QueueStatus], bool], times: int) -> tuple[Callable[[QueueStatus], None], list[int]]:
     """A watch that kills a worker of the run, of another group each time, when `when` holds; and whom it killed."""
     killed: list[int] = []
@@ -92,7 +67,7 @@ def killing(when: Callable[[QueueStatus], bool], times: int) -> tuple[Callable[[
 
     def watch(status: QueueStatus) -> None:
         if len(killed) < times and when(status):
-            workers = train_workers(os.getpid())
+            workers = processes_below(os.getpid(), "RayTrainWorker")
             if workers and known.isdisjoint(workers):
                 os.kill(workers[0], signal.SIGKILL)
                 killed.append(workers[0])
@@ -189,7 +164,7 @@ def test_a_store_that_is_away_for_a_while_costs_nothing_but_time(
     stored = direct.read(f"brick/{outcome.version}/decoders.safetensors")
     assert stored == weights(undisturbed, "brick")
     assert not direct.files("_savepoints")
-    wait_until(lambda: not train_workers(os.getpid()))
+    wait_until(lambda: not processes_below(os.getpid(), "RayTrainWorker"))
 
 
 @pytest.mark.parametrize(
@@ -208,17 +183,6 @@ def test_more_than_the_cluster_has_is_refused_at_once_and_leaves_nothing_behind(
     assert f"error: {says}" in result.stderr
     assert "--wait for nodes" in result.stderr
     assert not registry.exists()
-
-
-@pytest.fixture
-def elsewhere() -> Iterator[dict[str, str]]:
-    """An environment in which Ray keeps its files in a folder of its own, where a dead cluster has left its address.
-
-    The folder's name is short because the paths of Ray's sockets must be.
-    """
-    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        (Path(folder) / "ray_current_cluster").write_text("127.0.0.1:1")
-        yield {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"RAY_TMPDIR": folder}
 
 
 @pytest.fixture
@@ -251,7 +215,7 @@ def test_a_driver_that_is_interrupted_and_then_killed_is_started_again_and_ends_
         start = time.time()
         process = driver()
         wait_until(lambda start=start: newest_savepoint(registry) > start)  # type: ignore[misc]
-        workers += train_workers(process.pid)
+        workers += processes_below(process.pid, "RayTrainWorker")
         process.send_signal(signal_number)
         assert process.wait(60) != 0
     last = driver()
@@ -262,7 +226,7 @@ def test_a_driver_that_is_interrupted_and_then_killed_is_started_again_and_ends_
     for category in ("brick", "grass"):
         assert weights(registry, category) == weights(undisturbed, category)
     assert len(workers) == 2
-    wait_until(lambda: not any(_read(Path(f"/proc/{pid}/cmdline")) for pid in workers))
+    wait_until(lambda: not any(is_alive(pid) for pid in workers))
 
 
 def newest_savepoint(registry: Path) -> float:
@@ -352,26 +316,3 @@ def test_a_node_that_joins_is_taken_up(
     assert result == {"most": [1, 2], "outcomes": {category: ["fitted", None] for category in categories}}
     for category in ("brick", "grass"):
         assert weights(tmp_path / "registry", category) == weights(undisturbed, category)
-
-
-def in_a_process_of_its_own(script: str, config: FitConfig, environment: dict[str, str], folder: Path) -> Any:
-    """What a script prints as JSON that joins another cluster than this process has."""
-    path = folder / "fit.json"
-    path.write_text(config.model_dump_json())
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(path)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def wait_until(holds: Callable[[], bool], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, "it never came to pass"
-        time.sleep(0.1)
