@@ -45,7 +45,7 @@ def test_every_command_takes_the_common_options_and_shows_an_example_that_parses
 
 def test_all_commands_of_the_design_are_there():
     names = {" ".join(path) for path, _ in commands()}
-    assert names >= {"demo", "data check", "fit", "pack", "score", "evaluate", "serve"}
+    assert names >= {"demo", "data check", "fit", "pack", "score", "evaluate", "drift", "serve"}
     assert names >= {f"models {verb}" for verb in ("list", "show", "promote", "rollback", "import", "calibrate")}
 
 
@@ -69,6 +69,12 @@ def test_all_commands_of_the_design_are_there():
         ([*FIT, "--seeds", "0"], "'seeds' is 0"),
         (["score", "in", "--registry", "r", "--output", "o", "--category-pattern", "x/"], "{category}"),
         (["pack", "--data", "d", "--output", "o", "--shard-size", "many"], "'many'"),
+        (["drift"], "'results' is missing"),
+        (["drift", "r", "--day-pattern", "line3/"], "{day}"),
+        (["drift", "r", "--day-pattern", "{day}/{day}/"], "{day}"),
+        (["drift", "r", "--alpha", "0"], "'alpha' is 0"),
+        (["drift", "r", "--min-distance", "1"], "'min_distance' is 1"),
+        (["drift", "r", "--last-days", "0"], "'last_days' is 0"),
         (["data", "check", "--data", "d", "--write-table", "t.csv"], ".parquet"),
         (["data", "check", "--data", "d", "--root", "r"], "layout table"),
     ],
@@ -109,6 +115,7 @@ def test_json_goes_to_stdout_alone_for_errors_too(tmp_path: Path):
         ["score", "{tmp}/data", "--registry", "{tmp}/missing", "--output", "{tmp}/out"],
         ["score", "{tmp}/data", "--registry", "{tmp}/future", "--output", "{tmp}/out"],
         ["evaluate", "{tmp}/missing", "--data", "{tmp}/data"],
+        ["drift", "{tmp}/missing"],
         ["serve", "--registry", "{tmp}/missing"],
         ["models", "show", "screw", "--registry", "{tmp}/future"],
     ],

@@ -6,6 +6,7 @@ import click
 
 from cflow_ray import __version__
 from cflow_ray.cli.data import data
+from cflow_ray.cli.drift import drift
 from cflow_ray.cli.fit import fit
 from cflow_ray.cli.models import models
 from cflow_ray.cli.score import evaluate, pack, score
@@ -23,5 +24,5 @@ def main() -> None:
     """
 
 
-for command in (data, fit, pack, score, evaluate, serve, models, benchmark, demo):
+for command in (data, fit, pack, score, evaluate, drift, serve, models, benchmark, demo):
     main.add_command(command)

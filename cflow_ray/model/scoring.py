@@ -38,10 +38,13 @@ class Calibration:
 
         With n calibration images the smallest p-value is 1 / (n + 1), so targets below that cannot be kept.
         """
-        rank = math.floor(target_fpr * (len(self.scores) + 1) + 1e-9)  # the product may miss a whole number
-        if rank / (len(self.scores) + 1) > target_fpr:
-            rank -= 1
+        rank = self.rank(target_fpr)
         return self.scores[-rank] if rank >= 1 else None
+
+    def rank(self, target_fpr: float) -> int:
+        """The largest l with l / (n + 1) <= target_fpr: that share of normal images is what a target promises."""
+        rank = math.floor(target_fpr * (len(self.scores) + 1) + 1e-9)  # the product may miss a whole number
+        return rank if rank / (len(self.scores) + 1) <= target_fpr else rank - 1
 
     @property
     def smallest_target(self) -> float:

@@ -16,11 +16,11 @@ from cflow_ray.config import InputConfig, Maps, Model, ReadConfig, ScoreConfig
 from cflow_ray.data.archives import Record, Shard, ShardIndex, find_shards, is_streamed, read_index
 from cflow_ray.data.archives.shards import Kind
 from cflow_ray.errors import CheckpointError, ConfigError, DataError, RecordError
+from cflow_ray.store.origin import PLAN
 from cflow_ray.store.registry import Registry
 from cflow_ray.store.storage import Storage
 
 FORMAT_VERSION = 2
-_PLAN = "_plan.json"
 _INDEX_READERS = 8  # archives whose headers are read at once
 _SETTINGS = ("inputs", "registry", "category", "category_pattern", "maps", "target_fpr", *ReadConfig.model_fields)
 """What a rerun must have as the job had it."""
@@ -138,8 +138,8 @@ def plan_job(config: ScoreConfig, output: Storage) -> Plan:
     Raises ConfigError where the output holds another job, DataError or CheckpointError where inputs or checkpoints
     are missing.
     """
-    if not output.is_file(_PLAN):
-        output.write_new(_PLAN, _new_plan(config, output).model_dump_json(indent=2).encode())
+    if not output.is_file(PLAN):
+        output.write_new(PLAN, _new_plan(config, output).model_dump_json(indent=2).encode())
     plan = read_plan(output)  # another job may have been the first to write one
     _refuse_other_job(plan, config, output)
     return plan
@@ -166,15 +166,15 @@ def _new_plan(config: ScoreConfig, output: Storage) -> Plan:
 def read_plan(output: Storage) -> Plan:
     """The plan of an output; raises DataError where it is damaged or of another format."""
     try:
-        content = json.loads(output.read(_PLAN))
+        content = json.loads(output.read(PLAN))
         if content.get("format_version") != FORMAT_VERSION:
             raise DataError(
-                f"{output.join(_PLAN)} has format version {content.get('format_version')!r}; this release reads "
+                f"{output.join(PLAN)} has format version {content.get('format_version')!r}; this release reads "
                 f"{FORMAT_VERSION}. Give another --output."
             )
         return Plan.model_validate(content)
     except (ValueError, AttributeError) as error:
-        raise DataError(f"{output.join(_PLAN)} is damaged; give another --output.") from error
+        raise DataError(f"{output.join(PLAN)} is damaged; give another --output.") from error
 
 
 def refuse_other_plan(plan: Plan, plan_id: str) -> None:

@@ -89,10 +89,15 @@ def finished_parts(results: Storage) -> set[PartName]:
 
 def read_results(results: Storage) -> pa.Table:
     """All rows, in order of shard and record; raises DataError where there are none or one is damaged."""
+    return pa.concat_tables([read_columns(results, part, SCORE_SCHEMA.names) for part in parts_of(results)])
+
+
+def parts_of(results: Storage) -> list[PartName]:
+    """The parts of a score table, in order of shard and record; raises DataError where there is none."""
     parts = sorted(finished_parts(results))
     if not parts:
         raise DataError(f"{results.uri} holds no score table. Run: cflow-ray score ... --output {results.uri}")
-    return pa.concat_tables([_read_part(results, part) for part in parts])
+    return parts
 
 
 def unreadable_parts(results: Storage, parts: Iterable[PartName]) -> set[PartName]:
@@ -104,16 +109,10 @@ def unreadable_parts(results: Storage, parts: Iterable[PartName]) -> set[PartNam
 
 def read_columns(results: Storage, name: PartName, columns: Sequence[str]) -> pa.Table:
     """Some columns of one part; raises DataError where it is damaged."""
+    schema = pa.schema([SCORE_SCHEMA.field(column) for column in columns], SCORE_SCHEMA.metadata)
     try:
-        return pq.read_table(io.BytesIO(results.read(name.path)), columns=list(columns))
-    except (pa.ArrowException, OSError) as error:
-        raise _damaged(results, name, error) from error
-
-
-def _read_part(results: Storage, name: PartName) -> pa.Table:
-    try:
-        table = pq.read_table(io.BytesIO(results.read(name.path)))
-        return table.select(SCORE_SCHEMA.names).cast(SCORE_SCHEMA)
+        table = pq.read_table(io.BytesIO(results.read(name.path)), columns=list(columns))
+        return table.select(schema.names).cast(schema)
     except (pa.ArrowException, KeyError, OSError) as error:
         raise _damaged(results, name, error) from error
 

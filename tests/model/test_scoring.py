@@ -88,6 +88,12 @@ def test_a_target_below_the_smallest_promise_has_no_threshold() -> None:
     assert verdict.regions == []
 
 
+@given(count=st.integers(0, 2000), target=TARGETS)
+def test_a_target_promises_the_largest_share_that_the_calibration_has(count: int, target: float) -> None:
+    rank = of_scores([0.5] * count).rank(target)
+    assert rank / (count + 1) <= target < (rank + 1) / (count + 1)
+
+
 @given(scores=SCORES)
 def test_the_order_of_the_calibration_scores_is_of_no_matter(scores: list[float]) -> None:
     assert of_scores(scores) == of_scores(scores[::-1])

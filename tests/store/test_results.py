@@ -17,6 +17,7 @@ from cflow_ray.store.results import (
     SCORE_SCHEMA,
     PartName,
     finished_parts,
+    read_columns,
     read_maps,
     read_results,
     write_part,
@@ -138,6 +139,18 @@ def with_text_as_score(content: bytes) -> bytes:
     at = SCORE_SCHEMA.get_field_index("score")
     pq.write_table(table.set_column(at, "score", [["high"]]), buffer)
     return buffer.getvalue()
+
+
+def test_some_columns_of_a_part_can_be_read_alone(storage: Storage) -> None:
+    name = PartName("shard-1", 0)
+    write_part(storage, name, [SCORED, failed("b.png")], {})
+    table = read_columns(storage, name, ("error", "score"))
+    assert table.column_names == ["error", "score"]
+    assert table.to_pylist() == [{"error": None, "score": 0.1 + 0.2}, {"error": "empty file", "score": None}]
+    storage.write(name.path, without_score(storage.read(name.path)))
+    with pytest.raises(DataError, match=r"part-000000000\.parquet"):
+        read_columns(storage, name, ("error", "score"))
+    assert read_columns(storage, name, ("key",))["key"].to_pylist() == [SCORED["key"], "b.png"]
 
 
 @pytest.mark.parametrize("damage", [truncated, without_score, with_text_as_score, lambda _: b""])
