@@ -8,6 +8,7 @@ from cflow_ray import __version__
 from cflow_ray.cli.data import data
 from cflow_ray.cli.fit import fit
 from cflow_ray.cli.models import models
+from cflow_ray.cli.results import results
 from cflow_ray.cli.score import evaluate, pack, score
 from cflow_ray.cli.serve import serve
 from cflow_ray.cli.trial import benchmark, demo
@@ -23,5 +24,5 @@ def main() -> None:
     """
 
 
-for command in (data, fit, pack, score, evaluate, serve, models, benchmark, demo):
+for command in (data, fit, pack, score, results, evaluate, serve, models, benchmark, demo):
     main.add_command(command)
