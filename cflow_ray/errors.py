@@ -43,6 +43,10 @@ class StorageError(CflowRayError):
     """A location that cannot be reached, read or written."""
 
 
+class MissingFileError(StorageError):
+    """A file or folder that is not there."""
+
+
 class CheckpointError(CflowRayError):
     """A checkpoint or registry that is missing, incomplete, or of a format this version does not read."""
 

@@ -7,11 +7,15 @@ import shlex
 from pathlib import Path
 
 import click
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
 from cflow_ray.cli import main
 from cflow_ray.config import DemoConfig, FitConfig, load_config
+from cflow_ray.score.plan import FORMAT_VERSION
+from cflow_ray.store.results import PartName, write_part
+from cflow_ray.store.storage import Storage
 from tests.stores import free_port
 
 FIT = ["fit", "--data", "d", "--registry", "r"]
@@ -47,6 +51,7 @@ def test_all_commands_of_the_design_are_there():
     names = {" ".join(path) for path, _ in commands()}
     assert names >= {"demo", "data check", "fit", "pack", "score", "evaluate", "drift", "serve"}
     assert names >= {f"models {verb}" for verb in ("list", "show", "promote", "rollback", "import", "calibrate")}
+    assert names >= {f"results {verb}" for verb in ("status", "compact", "diff")}
 
 
 @pytest.mark.parametrize(
@@ -77,6 +82,10 @@ def test_all_commands_of_the_design_are_there():
         (["drift", "r", "--last-days", "0"], "'last_days' is 0"),
         (["data", "check", "--data", "d", "--write-table", "t.csv"], ".parquet"),
         (["data", "check", "--data", "d", "--root", "r"], "layout table"),
+        (["results", "status"], "'output' is missing"),
+        (["results", "compact", "o", "--part-size", "0"], "'part_size' is"),
+        (["results", "diff", "a"], "'b' is missing"),
+        (["results", "diff", "a", "b", "--limit", "-1"], "'limit' is -1"),
     ],
 )
 def test_misuse_exits_with_2_and_says_what_is_wrong(arguments: list[str], says: str):
@@ -116,6 +125,9 @@ def test_json_goes_to_stdout_alone_for_errors_too(tmp_path: Path):
         ["score", "{tmp}/data", "--registry", "{tmp}/future", "--output", "{tmp}/out"],
         ["evaluate", "{tmp}/missing", "--data", "{tmp}/data"],
         ["drift", "{tmp}/missing"],
+        ["results", "status", "{tmp}/missing"],
+        ["results", "compact", "{tmp}/missing"],
+        ["results", "diff", "{tmp}/missing", "{tmp}/missing", "--write", "{tmp}/out/changes.parquet"],
         ["serve", "--registry", "{tmp}/missing"],
         ["models", "show", "screw", "--registry", "{tmp}/future"],
     ],
@@ -165,6 +177,59 @@ def test_an_endpoint_that_cannot_be_reached_is_told(tmp_path: Path):
     assert endpoint in result.stderr
     assert "endpoint_url" in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def write_scores(output: Path, decisions: list[bool]) -> Path:
+    """A table in parts of one row."""
+    for number, is_anomaly in enumerate(decisions):
+        row = {"image_id": f"a-1/{number}.png", "key": f"{number}.png", "category": "screw", "is_anomaly": is_anomaly}
+        write_part(Storage(str(output)), PartName("a-1", number), [row | {"score": 0.5 + is_anomaly / 4}], {})
+    return output
+
+
+def test_a_table_is_compacted_and_compared(tmp_path: Path):
+    a, b = write_scores(tmp_path / "a", [True, False]), write_scores(tmp_path / "b", [True, True])
+    result = run("results", "compact", a, "--json")
+    assert result.exit_code == 0, result.output
+    summary = json.loads(result.stdout)
+    assert (summary["shards"], summary["parts_written"], summary["parts_removed"], summary["rows"]) == (1, 1, 2, 2)
+    assert [path.name for path in a.rglob("*.parquet")] == ["part-000000000-000000002.parquet"]
+    assert "0 parts written" in run("results", "compact", a).stdout
+
+    written = tmp_path / "changes.parquet"
+    found = json.loads(run("results", "diff", a, b, "--json", "--write", written).stdout)
+    assert (found["same"], found["ok_to_anomaly"], found["anomaly_to_ok"]) == (1, 1, 0)
+    assert [image["key"] for image in found["changed"]] == ["1.png"]
+    assert pq.read_table(written).num_rows == 1
+    assert "1.png" in run("results", "diff", a, b).stdout
+
+
+@pytest.mark.parametrize(("other", "code"), [([True, False], 0), ([True, True], 1), ([True], 1)])
+def test_a_difference_fails_where_that_is_asked_for(tmp_path: Path, other: list[bool], code: int):
+    a, b = write_scores(tmp_path / "a", [True, False]), write_scores(tmp_path / "b", other)
+    assert run("results", "diff", a, b).exit_code == 0
+    assert run("results", "diff", a, b, "--fail-on-change").exit_code == code
+
+
+def test_the_status_of_a_job_is_told(tmp_path: Path):
+    output = write_scores(tmp_path / "scores", [True, False])
+    assert "holds no scoring job" in run("results", "status", output).stderr
+    shard = {"id": "a-1", "uri": "/a.tar", "kind": "tar", "records": 3}
+    plan = {
+        **{"inputs": ["/a.tar"], "registry": "/r", "category": None, "category_pattern": "{category}/", "maps": "none"},
+        **{
+            "target_fpr": None,
+            "chunk_records": 1,
+            "checkpoints": {},
+            "shards": [shard],
+            "format_version": FORMAT_VERSION,
+        },
+    }
+    (output / "_plan.json").write_text(json.dumps(plan))
+    found = json.loads(run("results", "status", output, "--rows", "--json").stdout)
+    assert (found["chunks"], found["chunks_done"], found["chunks_pending"]) == (3, 2, 1)
+    assert found["rows"] == {"rows": 2, "failed": 0, "errors": {}, "anomalies": {"screw": 1}}
+    assert "2 of 3 chunks" in run("results", "status", output).stdout
 
 
 def test_the_shipped_configurations_are_valid():

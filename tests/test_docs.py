@@ -24,13 +24,14 @@ PAGES = [
         "benchmarks/README.md",
         "CHANGELOG.md",
         "docs/detector.md",
+        "docs/results.md",
         "docs/drift.md",
         "docs/fit.md",
         "docs/data.md",
     )
 ]
 README = PAGES[0].read_text(encoding="utf-8")
-DRIFT_PAGE, FIT_PAGE, DATA_PAGE = (page.read_text(encoding="utf-8") for page in PAGES[-3:])
+RESULTS_PAGE, DRIFT_PAGE, FIT_PAGE, DATA_PAGE = (page.read_text(encoding="utf-8") for page in PAGES[-4:])
 
 
 def command_lines(program: str, page: str = README) -> list[str]:
@@ -39,7 +40,12 @@ def command_lines(program: str, page: str = README) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "line", [line for page in (README, DRIFT_PAGE, FIT_PAGE, DATA_PAGE) for line in command_lines("cflow-ray", page)]
+    "line",
+    [
+        line
+        for page in (README, RESULTS_PAGE, DRIFT_PAGE, FIT_PAGE, DATA_PAGE)
+        for line in command_lines("cflow-ray", page)
+    ],
 )
 def test_commands_of_the_documents_parse(line: str):
     words = shlex.split(line, comments=True)[1:]
@@ -52,7 +58,7 @@ def test_commands_of_the_documents_parse(line: str):
 
 def test_the_readme_shows_every_verb():
     assert {line.split()[1] for line in command_lines("cflow-ray")} == {
-        *("data", "fit", "pack", "score", "evaluate", "drift", "serve", "models"),
+        *("data", "fit", "pack", "score", "results", "evaluate", "drift", "serve", "models"),
     }
 
 

@@ -22,7 +22,9 @@ from cflow_ray.config.verbs import (
     CategoryConfig,
     CheckConfig,
     ClusterConfig,
+    CompactConfig,
     DemoConfig,
+    DiffConfig,
     DriftConfig,
     EvaluateConfig,
     ExportConfig,
@@ -36,6 +38,7 @@ from cflow_ray.config.verbs import (
     RunConfig,
     ScoreConfig,
     ServeConfig,
+    StatusConfig,
 )
 
 __all__ = [
@@ -47,9 +50,11 @@ __all__ = [
     "Channels",
     "CheckConfig",
     "ClusterConfig",
+    "CompactConfig",
     "DataConfig",
     "DemoConfig",
     "DetectorConfig",
+    "DiffConfig",
     "DriftConfig",
     "EncoderConfig",
     "EvaluateConfig",
@@ -74,6 +79,7 @@ __all__ = [
     "ScoreConfig",
     "ServeConfig",
     "Size",
+    "StatusConfig",
     "StoredType",
     "TilingConfig",
     "Uri",

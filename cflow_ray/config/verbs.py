@@ -346,3 +346,35 @@ class DemoConfig(Model):
     target_fpr: Fraction = 0.05
     cluster: ClusterConfig = ClusterConfig()
     storage_options: dict[str, Any] = Field(default_factory=dict)
+
+
+class StatusConfig(RunConfig):
+    """`cflow-ray results status`: how far a scoring job is."""
+
+    output: Uri
+    """What `score` was given as `output`."""
+    rows: bool = False
+    """Also read the rows: errors by kind, anomalies by category."""
+
+
+class CompactConfig(RunConfig):
+    """`cflow-ray results compact`: small parts of a score table into large ones."""
+
+    output: Uri
+    part_size: Annotated[Bytes, Field(ge=1)] = 256 * 10**6
+    """Bytes from which on a part is left alone, as a number or as text like 64MB; so much memory is needed."""
+
+
+class DiffConfig(RunConfig):
+    """`cflow-ray results diff`: two score tables over the same images."""
+
+    a: Uri
+    b: Uri
+    by: Literal["key", "image_id"] = "key"
+    """What names an image; `image_id` also names its shard, for archives in which keys come more than once."""
+    limit: int = Field(default=20, ge=0)
+    """Images to list; `write` takes all."""
+    write: Uri | None = None
+    """Parquet file for all differences."""
+    fail_on_change: bool = False
+    """Exit with 1 where anything differs but scores."""

@@ -131,7 +131,7 @@ class _Table:
 
     def __init__(self, uri: str, config: DriftConfig) -> None:
         self.storage = Storage(uri, config.storage_options)
-        self.parts = parts_of(self.storage)
+        self.parts = list(parts_of(self.storage))
         self.origin = read_origin(self.storage)
         registry = config.registry or (self.origin.registry if self.origin else None)
         if registry is None or (self.origin is None and config.day_pattern is None):

@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from rich.table import Table
 
 from cflow_ray.data.images import encode_png
+from cflow_ray.evaluation.difference import CHANGES, SAME, Difference
 from cflow_ray.evaluation.figures import Metrics
 from cflow_ray.evaluation.paper import PaperFigures
 from cflow_ray.store.registry import Version
@@ -92,6 +94,51 @@ def versions_table(versions: Sequence[Version]) -> Table:
         images = str(manifest.training_images)
         table.add_row(version.category, version.version, best, manifest.created, *figures, images)
     return table
+
+
+def difference_report(difference: Difference, limit: int) -> list[str | Table]:
+    """Counts by category, up to `limit` images that differ in more than their score, and as many whose score moved most."""
+    counts = Table("Category", *(name.replace("_", " ") for name in (SAME, *CHANGES)))
+    for category, of_category in difference.counts.items():
+        counts.add_row(category or "-", *(str(count) for count in of_category.values()))
+    counts.add_row("all", *(str(count) for count in difference.total.values()))
+    changed, moved = difference.changed, difference.moved(limit)
+    parts: list[str | Table] = [counts]
+    if changed.num_rows and limit:
+        parts.append(_images_table("What changed", "change", changed.slice(0, limit), changed.num_rows))
+    if moved.num_rows:
+        parts.append(_images_table("Largest changes of score", "score_change", moved, moved.num_rows))
+    if difference.duplicates:
+        named = ", ".join(repr(name) for name in difference.duplicates[:limit])
+        parts.append(f"Not compared, as more than one row has the name: {len(difference.duplicates)} ({named})")
+    return parts
+
+
+def _images_table(title: str, column: str, images: pa.Table, total: int) -> Table:
+    caption = (
+        f"{images.num_rows} of {total}; --limit shows more, --write takes all" if images.num_rows < total else None
+    )
+    names = (
+        "Image",
+        "Category",
+        column.replace("_", " ").capitalize(),
+        "Score A",
+        "B",
+        "p A",
+        "B",
+        "Checkpoint A",
+        "B",
+    )
+    table = Table(*names, title=title, caption=caption)
+    figures = ("score_a", "score_b", "p_value_a", "p_value_b")
+    for row in images.to_pylist():
+        values = (row["category"], row[column], *(row[name] for name in (*figures, "checkpoint_a", "checkpoint_b")))
+        table.add_row(row[images.column_names[0]], *(_value(value) for value in values))
+    return table
+
+
+def _value(value: str | float | None) -> str:
+    return "-" if value is None else value if isinstance(value, str) else f"{value:.4g}"
 
 
 def markdown_table(metrics: Mapping[str, Metrics]) -> str:

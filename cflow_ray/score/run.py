@@ -14,10 +14,10 @@ from cflow_ray.config import ScoreConfig
 from cflow_ray.errors import CflowRayError
 from cflow_ray.model.runtime import check_runtime
 from cflow_ray.score.plan import Span, plan_job
-from cflow_ray.score.spans import pending
+from cflow_ray.score.spans import pending, unreadable_parts
 from cflow_ray.score.stages import ReadSpan, ScoreChunk
 from cflow_ray.score.summary import JobSummary, Totals, finish
-from cflow_ray.store.results import finished_parts, unreadable_parts
+from cflow_ray.store.results import finished_parts
 from cflow_ray.store.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -38,11 +38,10 @@ def score(config: ScoreConfig, progress: Callable[[int, int], None] = lambda don
     check_runtime(config.runtime)
     results = Storage(config.output, config.storage_options)
     plan = plan_job(config, results)
-    done = finished_parts(results)
-    if config.retry_errors:
-        done -= unreadable_parts(results, done)
-    before = Totals.of_parts(results, done)
-    rest = pending(plan, done, results)
+    ledger = finished_parts(results)
+    again = unreadable_parts(results, ledger) if config.retry_errors else frozenset()
+    rest = pending(plan, ledger, again, results)
+    before = Totals.of_parts(results, (part for part in ledger if part not in again))
     progress(rest.done, rest.chunks)
     run = Totals()
     if rest.shards:
@@ -53,7 +52,7 @@ def score(config: ScoreConfig, progress: Callable[[int, int], None] = lambda don
         workers = max(1, min(asked, config.cluster.room(nodes)))
         dataset = pipeline(rest.spans(workers), config, plan.id, workers)
         _run(dataset, run, lambda finished: progress(rest.done + finished, rest.chunks))
-    return finish(results, plan, before, run, time.monotonic() - start)
+    return finish(results, plan, before, rest.done, run, time.monotonic() - start)
 
 
 def pipeline(spans: Sequence[Span], config: ScoreConfig, plan_id: str, workers: int) -> Dataset:

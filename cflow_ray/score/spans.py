@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
+from cflow_ray.data.loading import computed_ahead
 from cflow_ray.score.plan import Plan, PlannedShard, Span, read_length
-from cflow_ray.store.results import PartName
+from cflow_ray.store.results import UNREADABLE, Ledger, PartName, read_columns
 from cflow_ray.store.storage import Storage
 
 _SPANS_OF_A_WORKER = 8  # so many at least, where there are chunks enough, that all end at about the same time
@@ -39,26 +39,52 @@ class Pending:
         return divided
 
 
-def pending(plan: Plan, done: Iterable[PartName], output: Storage) -> Pending:
-    """The chunks of a plan that have no part yet."""
-    finished: dict[str, set[int]] = defaultdict(set)
-    for part in done:
-        finished[part.shard].add(part.first)
-    lengths = {shard.id: _length(shard, output) for shard in plan.shards}
-    spans = [_rest_of(plan, name, records, finished[name]) for name, records in lengths.items()]
+def pending(plan: Plan, ledger: Ledger, again: Set[PartName], output: Storage) -> Pending:
+    """The chunks of a plan that have no part yet, and those whose part is to be made `again`."""
+    lengths = {shard.id: length_of(shard, output) for shard in plan.shards}
+    known = {name: chunk_firsts(plan, ledger, name, records) for name, records in lengths.items()}
+
+    def is_due(shard: str, first: int) -> bool:
+        part = PartName(shard, first)
+        return part not in ledger or part in again
+
+    spans = []
+    for name, firsts in known.items():
+        to_end = lengths[name] is None
+        # Of a shard whose end is not known the span says what not to read.
+        spans.append(Span(name, tuple(first for first in firsts if is_due(name, first) != to_end), to_end))
+    chunks = sum(map(len, known.values()))
+    due = sum(len(known[span.shard]) - len(span.firsts) if span.to_end else len(span.firsts) for span in spans)
     return Pending(
         shards=tuple(span for span in spans if span.firsts or span.to_end),
         streamed=frozenset(shard.id for shard in plan.shards if shard.records is None),
-        chunks=sum(len(finished[name]) if n is None else plan.count(n) for name, n in lengths.items()),
-        done=sum(len(finished[name]) for name in lengths),
+        chunks=chunks,
+        done=chunks - due,
     )
 
 
-def _length(shard: PlannedShard, output: Storage) -> int | None:
+def unreadable_parts(results: Storage, ledger: Ledger) -> frozenset[PartName]:
+    """The chunks with records that the store did not give, which it may give another time; not those of compacted
+    parts, which stay as they are."""
+
+    def is_unreadable(part: PartName) -> bool:
+        return UNREADABLE in read_columns(results, part, ("error_kind",))["error_kind"].to_pylist()
+
+    chunks = [part for part in ledger if part.end is None]
+    return frozenset(part for part, is_one in zip(chunks, computed_ahead(is_unreadable, chunks), strict=True) if is_one)
+
+
+def length_of(shard: PlannedShard, output: Storage) -> int | None:
+    """Records of a shard; None for a streamed one that was not read to its end yet."""
     return shard.records if shard.records is not None else read_length(output, shard.id)
 
 
-def _rest_of(plan: Plan, shard: str, records: int | None, finished: set[int]) -> Span:
-    if records is None:
-        return Span(shard, tuple(sorted(finished)), to_end=True)
-    return Span(shard, tuple(first for first in range(0, records, plan.chunk_records) if first not in finished))
+def chunk_firsts(plan: Plan, ledger: Ledger, shard: str, records: int | None) -> Sequence[int]:
+    """The first records of a shard's chunks: of all, or of those that have parts where its length is not known."""
+    if records is not None:
+        return range(0, records, plan.chunk_records)
+    return [
+        first
+        for part in ledger.parts(shard)
+        for first in range(part.first, part.end or part.first + 1, plan.chunk_records)
+    ]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
+from cflow_ray.data.loading import computed_ahead
 from cflow_ray.score.plan import Plan
 from cflow_ray.store.checkpoint import installed_packages
 from cflow_ray.store.results import PartName, read_columns
@@ -16,7 +17,6 @@ from cflow_ray.store.storage import Storage
 
 _SUMMARY = "_summary.json"
 _SUCCESS = "_SUCCESS"
-_READERS = 16
 _STAGES = ("read", "decode", "score", "write")
 
 
@@ -49,14 +49,12 @@ class Totals:
 
     @classmethod
     def of_parts(cls, results: Storage, parts: Iterable[PartName]) -> Totals:
-        """The rows of parts that an earlier run has written, of which two columns are read."""
+        """The rows that earlier runs have written, of which two columns are read."""
         totals = cls()
-        with ThreadPoolExecutor(_READERS) as readers:
-            for table in readers.map(lambda part: read_columns(results, part, ["is_anomaly", "error_kind"]), parts):
-                totals.chunks += 1
-                totals.rows += table.num_rows
-                totals.anomalies += sum(value is True for value in table["is_anomaly"].to_pylist())
-                totals.errors_by_kind.update(value for value in table["error_kind"].to_pylist() if value is not None)
+        for table in computed_ahead(partial(read_columns, results, columns=("is_anomaly", "error_kind")), parts):
+            totals.rows += table.num_rows
+            totals.anomalies += sum(value is True for value in table["is_anomaly"].to_pylist())
+            totals.errors_by_kind.update(value for value in table["error_kind"].to_pylist() if value is not None)
         return totals
 
 
@@ -88,7 +86,7 @@ class JobSummary:
         return self.errors / self.rows if self.rows else 0.0
 
 
-def finish(results: Storage, plan: Plan, before: Totals, run: Totals, seconds: float) -> JobSummary:
+def finish(results: Storage, plan: Plan, before: Totals, chunks_before: int, run: Totals, seconds: float) -> JobSummary:
     """Write the summary and the mark that the table is whole."""
     kinds = before.errors_by_kind + run.errors_by_kind
     summary = JobSummary(
@@ -97,8 +95,8 @@ def finish(results: Storage, plan: Plan, before: Totals, run: Totals, seconds: f
         errors=kinds.total(),
         errors_by_kind=dict(kinds.most_common()),
         anomalies=before.anomalies + run.anomalies,
-        chunks=before.chunks + run.chunks,
-        chunks_already_done=before.chunks,
+        chunks=chunks_before + run.chunks,
+        chunks_already_done=chunks_before,
         rows_of_this_run=run.rows,
         seconds=seconds,
         images_per_second=run.rows / seconds,

@@ -7,8 +7,7 @@ import io
 import os
 import posixpath
 import uuid
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any, TypeVar, cast
 
 import aiohttp
@@ -17,7 +16,8 @@ import pyarrow.fs
 from botocore.exceptions import BotoCoreError, ClientError
 from fsspec.core import split_protocol, url_to_fs
 
-from cflow_ray.errors import StorageError
+from cflow_ray.errors import MissingFileError, StorageError
+from cflow_ray.store.listing import local_pages, local_sizes, remote_sizes, s3_page
 from cflow_ray.store.patience import Patience, describe
 from cflow_ray.store.ranged import RangedFile
 
@@ -99,11 +99,17 @@ class Storage:
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """The same files with their bytes."""
         found = self._call(
-            prefix, lambda full: _local_sizes(full) if self.is_local else _remote_sizes(self._fs, full, self._is_s3)
+            prefix, lambda full: local_sizes(full) if self.is_local else remote_sizes(self._fs, full, self._is_s3)
         )
-        start = len(self._root.rstrip("/")) + 1
-        relative = {name[start:]: size for name, size in sorted(found.items())}
-        return {name: size for name, size in relative.items() if not any(p.startswith(".") for p in name.split("/"))}
+        return dict(self._visible(dict(sorted(found.items()))))
+
+    def walk(self, start: str = "") -> Iterator[tuple[str, int]]:
+        """The files whose path begins with `start`, with their bytes, one after the other and in no order.
+
+        No more than a page of S3's listing is held, or the files of one local folder; other stores list all at once.
+        """
+        for page in self._pages(start):
+            yield from ((path, size) for path, size in self._visible(page) if path.startswith(start))
 
     def folders(self, prefix: str = "") -> list[str]:
         """Names of the folders directly below one, sorted; empty if there is none."""
@@ -185,6 +191,31 @@ class Storage:
         """The root as the file system names it, without protocol."""
         return str(self._root)
 
+    def _pages(self, start: str) -> Iterator[Mapping[str, int]]:
+        """Pages of a listing that holds at least the files whose path begins with `start`, under their full names."""
+        self._full(start)  # refuses what leaves this root
+        if self.is_local:
+            pages = local_pages(posixpath.join(self._root, start))
+            while (page := self._call(start, lambda _: next(pages, None))) is not None:
+                yield page
+        elif self._is_s3:
+            token: str | None = ""
+            while token is not None:
+                page, token = self._s3_page(start, token)
+                yield page
+        else:
+            yield self._call(start.rpartition("/")[0], lambda full: remote_sizes(self._fs, full, is_s3=False))
+
+    def _s3_page(self, start: str, token: str) -> tuple[dict[str, int], str | None]:
+        full = posixpath.join(self._root, start)  # ends with a slash where `start` is empty
+        return self._call(start, lambda _: s3_page(self._fs, full, token))
+
+    def _visible(self, found: Mapping[str, int]) -> Iterator[tuple[str, int]]:
+        """Paths below this root for full names, without those of which a part starts with a dot."""
+        start = len(self._root.rstrip("/")) + 1
+        relative = ((name[start:], size) for name, size in found.items())
+        return ((path, size) for path, size in relative if not (path.startswith(".") or "/." in path))
+
     def _full(self, path: str) -> str:
         if path.startswith("/") or ".." in path.split("/"):
             raise StorageError(f"{path!r} leaves {self.uri}; paths are relative to it.")
@@ -207,7 +238,7 @@ class Storage:
                 return operation(full)
             return self._patience.call(self.join(path), lambda: operation(full))
         except FileNotFoundError as error:
-            raise StorageError(f"{self.join(path)} does not exist. Check the path or URI.") from error
+            raise MissingFileError(f"{self.join(path)} does not exist. Check the path or URI.") from error
         except PermissionError as error:
             raise StorageError(f"no access to {self.join(path)}: {error}. Check permissions or credentials.") from error
         except (OSError, BotoCoreError, ClientError, aiohttp.ClientError) as error:
@@ -324,38 +355,6 @@ def _without_last_slash(uri: str) -> str:
     """The URI of a folder in one spelling; the root of a file system (`/`, `memory://`) keeps its slashes."""
     shorter = uri.rstrip("/")
     return uri if not shorter or (shorter.endswith(":") and "://" in uri) else shorter
-
-
-def _local_sizes(top: str) -> dict[str, int]:
-    """Bytes by path of the files below a folder. Unlike fsspec's listing it follows links to folders, and fails where
-    a folder may not be read."""
-
-    def fail(error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError | NotADirectoryError):
-            raise error
-
-    found: dict[str, int] = {}
-    for folder, below, names in os.walk(top, onerror=fail, followlinks=True):
-        below[:] = [name for name in below if not _leads_back(posixpath.join(folder, name))]
-        for name in names:
-            path = posixpath.join(folder, name)
-            found[path] = os.path.getsize(path) if os.path.exists(path) else 0  # a link to nothing has no bytes
-    return found
-
-
-def _leads_back(folder: str) -> bool:
-    """Whether a folder is a link to one on the way to it."""
-    return os.path.islink(folder) and any(os.path.samefile(folder, parent) for parent in Path(folder).parents)
-
-
-def _remote_sizes(file_system: fsspec.AbstractFileSystem, top: str, is_s3: bool) -> dict[str, int]:
-    inside = top.rstrip("/") + "/"
-    if is_s3 and "/" in top:
-        folder, _, name = top.rpartition("/")
-        found = file_system.find(folder, prefix=f"{name}/", detail=True)
-    else:
-        found = file_system.find(top, detail=True)  # the file itself, without details, where `top` is one
-    return {name: int(entry["size"]) for name, entry in found.items() if name.startswith(inside)}
 
 
 def _file_system_options(protocol: str | None, options: Mapping[str, Any]) -> dict[str, Any]:

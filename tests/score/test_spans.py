@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cflow_ray.score.plan import Plan, PlannedShard, Span, write_length
 from cflow_ray.score.spans import pending
-from cflow_ray.store.results import PartName
+from cflow_ray.store.results import Ledger, PartName
 from cflow_ray.store.storage import Storage
 
 CHUNK = 10
@@ -23,6 +23,10 @@ def plan_of(*records: int | None) -> Plan:
     ]
     rest: dict[str, Any] = {"category": None, "category_pattern": "{category}/", "maps": "none", "target_fpr": None}
     return Plan(inputs=(), registry="r", chunk_records=CHUNK, checkpoints={}, shards=tuple(shards), **rest)
+
+
+def ledger_of(*parts: tuple[str, int]) -> Ledger:
+    return Ledger(PartName(*part).path for part in parts)
 
 
 @pytest.fixture
@@ -44,7 +48,7 @@ def test_every_chunk_that_is_not_done_is_in_one_span(
 ) -> None:
     chunks = {(f"s-{n}", first) for n, count in enumerate(counts) for first in range(0, count, CHUNK)}
     finished = {(f"s-{shard}", CHUNK * number) for shard, number in done} & chunks
-    rest = pending(plan_of(*counts), [PartName(*chunk) for chunk in finished], Storage("memory://none"))
+    rest = pending(plan_of(*counts), ledger_of(*finished), frozenset(), Storage("memory://none"))
     assert (rest.chunks, rest.done) == (len(chunks), len(finished))
     found = [(span.shard, first) for span in rest.spans(workers) for first in span.firsts]
     assert sorted(found) == sorted(chunks - finished)
@@ -53,25 +57,40 @@ def test_every_chunk_that_is_not_done_is_in_one_span(
 
 @pytest.mark.parametrize(("chunks", "workers", "length"), [(1, 2, 1), (16, 2, 1), (160, 2, 10), (10**5, 4, 64)])
 def test_spans_are_short_enough_that_every_worker_gets_several(chunks: int, workers: int, length: int) -> None:
-    spans = pending(plan_of(chunks * CHUNK), [], Storage("memory://none")).spans(workers)
+    spans = pending(plan_of(chunks * CHUNK), Ledger([]), frozenset(), Storage("memory://none")).spans(workers)
     assert {len(span.firsts) for span in spans[:-1]} <= {length}
     assert len(spans) == -(-chunks // length)
 
 
 def test_a_streamed_shard_is_read_to_its_end_but_for_what_is_done(output: Storage) -> None:
     plan = plan_of(None, 25)
-    rest = pending(plan, [PartName("s-0", 20), PartName("s-0", 0), PartName("s-1", 10)], output)
+    rest = pending(plan, ledger_of(("s-0", 20), ("s-0", 0), ("s-1", 10)), frozenset(), output)
     assert rest.shards == (Span("s-0", (0, 20), to_end=True), Span("s-1", (0, 20)))
     assert (rest.chunks, rest.done) == (2 + 3, 3)
 
 
 def test_a_streamed_shard_whose_length_is_known_is_read_once_for_what_is_left(output: Storage) -> None:
     write_length(output, "s-0", 995)
-    rest = pending(plan_of(None), [PartName("s-0", 0)], output)
+    rest = pending(plan_of(None), ledger_of(("s-0", 0)), frozenset(), output)
     assert rest.spans(2) == [Span("s-0", tuple(range(10, 1000, 10)))]
     assert (rest.chunks, rest.done) == (100, 1)
     write_length(output, "s-0", 10)
-    assert pending(plan_of(None), [PartName("s-0", 0)], output).shards == ()
+    assert pending(plan_of(None), ledger_of(("s-0", 0)), frozenset(), output).shards == ()
+
+
+def test_compacted_chunks_are_done(output: Storage) -> None:
+    ledger = Ledger([PartName("s-0", 0, 30).path, PartName("s-1", 10, 25).path])
+    rest = pending(plan_of(None, 25), ledger, frozenset(), output)
+    assert rest.shards == (Span("s-0", (0, 10, 20), to_end=True), Span("s-1", (0,)))
+    assert (rest.chunks, rest.done) == (3 + 3, 3 + 2)
+
+
+def test_parts_to_be_made_again_are_due(output: Storage) -> None:
+    again = frozenset({PartName("s-0", 10), PartName("s-1", 0)})
+    ledger = ledger_of(("s-0", 0), ("s-0", 10), ("s-1", 0), ("s-1", 10), ("s-1", 20))
+    rest = pending(plan_of(None, 25), ledger, again, output)
+    assert rest.shards == (Span("s-0", (0,), to_end=True), Span("s-1", (0,)))
+    assert (rest.chunks, rest.done) == (2 + 3, 1 + 2)
 
 
 def test_a_span_travels_as_text() -> None:

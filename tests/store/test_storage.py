@@ -11,11 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import s3fs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cflow_ray.errors import StorageError
+from cflow_ray.errors import MissingFileError, StorageError
 from cflow_ray.store.storage import Storage, split_uri
+from tests.stores import Place
 
 FILES = {"z.bin": b"zz", "a/2.png": b"two", "a/b/1.png": b"", "a/b c/ü.png": b"umlaut", "ab/x": b"x"}
 
@@ -44,6 +46,26 @@ def test_files_and_sizes_are_sorted_and_relative_to_the_root(filled: Storage) ->
     assert filled.child("a").files() == ["2.png", "b c/ü.png", "b/1.png"]
 
 
+STARTS = ["", "a", "a/", "a/b", "a/b/", "ab/x", "z.bin", "nowhere", "nowhere/"]
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_a_walk_finds_the_files_whose_path_begins_so(filled: Storage, start: str) -> None:
+    filled.write(".hidden/file", b"")
+    filled.write("a/.unfinished", b"")
+    assert dict(filled.walk(start)) == {path: len(FILES[path]) for path in FILES if path.startswith(start)}
+
+
+@pytest.mark.s3
+def test_a_walk_goes_through_all_pages_of_s3(moto: Place) -> None:
+    storage = Storage(f"{moto.root}/walk", moto.options)
+    names = [f"shard=a/{number}" for number in range(10)] + [f"shard=b/{number}" for number in range(1010)]
+    s3fs.S3FileSystem(**moto.options).pipe({f"line/walk/{name}": b"12" for name in (*names, "_SUCCESS")})
+    Storage(f"{moto.root}/walks", moto.options).write("beside/it", b"")
+    for start, expected in (("shard=", names), ("shard=b/", names[10:]), ("", [*names, "_SUCCESS"]), ("c", [])):
+        assert dict(storage.walk(start)) == dict.fromkeys(expected, 2)
+
+
 def test_folders_are_the_names_directly_below(filled: Storage) -> None:
     assert filled.folders() == ["a", "ab"]
     assert filled.folders("a") == ["b", "b c"]
@@ -62,6 +84,12 @@ def test_names_that_start_with_a_dot_are_hidden(filled: Storage) -> None:
     filled.write("a/.unfinished", b"")
     assert filled.files() == sorted(FILES)
     assert filled.folders() == ["a", "ab"]
+
+
+def test_what_is_not_there_has_an_error_of_its_own(filled: Storage) -> None:
+    for call in (filled.read, filled.open):
+        with pytest.raises(MissingFileError, match="nowhere does not exist"):
+            call("nowhere")
 
 
 def test_existence_of_files_folders_and_nothing(filled: Storage) -> None:
