@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import posixpath
@@ -151,7 +152,8 @@ class Storage:
     def write_new(self, path: str, content: bytes) -> bool:
         """Write a file unless there is one; whether it was written.
 
-        Of two that write at once one is told False, where the store knows conditional writes; else the later wins.
+        Of two that write at once one is told False, where the store knows conditional writes (Swift does not); else the
+        later wins.
         """
         if self.is_local:
             return self._call(path, lambda full: _link_local(full, content))
@@ -162,6 +164,13 @@ class Storage:
                 return True
             except FileExistsError:
                 return False
+            except OSError as error:
+                if error.errno != errno.ENOSYS:
+                    raise
+            if _is_listed(self._fs, full):
+                return False
+            self._fs.pipe_file(full, content)
+            return True
 
         return self._call(path, create)
 
