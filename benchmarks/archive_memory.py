@@ -1,0 +1,80 @@
+"""`make bench-archive-memory`: peak memory of an archive job over 20,000 and over 200,000 small images."""
+
+from __future__ import annotations
+
+import tempfile
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import Any
+
+from benchmarks.images import draw_factory
+from benchmarks.options import parse, parser
+from benchmarks.report import publish, significant
+from benchmarks.sides import OURS, run_side
+from cflow_ray.data.archives import INDEX_SUFFIX, Member, ShardIndex, write_shards
+from cflow_ray.store.storage import Storage
+
+_BLOBS = 30
+_SHARD_RECORDS = 10_000
+
+
+def main() -> None:
+    """A job over few images and one over ten times as many, each in a process and a cluster of its own."""
+    options = parse(_flags())
+    few, many = (100, 200) if options.quick else (options.images // 10, options.images)
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        (category,) = draw_factory(work / "data", [(24, _BLOBS)], options.side)
+        place = {"root": str(work / "data"), "category": category, "registry": str(work / "registry")}
+        detector = {"recipe": "fast", "calibration": "split", "input_size": options.side}
+        run_side(OURS, "ours.fitting", 1, detector=detector, **place)
+        blobs = [path.read_bytes() for path in sorted((work / "data" / category / "test").rglob("*.png"))]
+        small, large = (_job(work / str(count), category, blobs, count, place["registry"]) for count in (few, many))
+    result = {
+        "name": "archive-memory",
+        "ours": large["driver_peak_mb"],
+        "peer": small["driver_peak_mb"],
+        "ratio": significant(small["driver_peak_mb"] / large["driver_peak_mb"]),
+        "unit": "MB",
+        "conditions": {
+            "ours": f"driver of a job over {many} images of {options.side} px",
+            "peer": f"the same over {few}",
+            "worker_peak_mb": [small["worker_peak_mb"], large["worker_peak_mb"]],
+            "worker_ratio": significant(small["worker_peak_mb"] / large["worker_peak_mb"]),
+            "spilled_files": [small["spilled_files"], large["spilled_files"]],
+            "images_per_second": [small["images_per_second"], large["images_per_second"]],
+            "seconds_to_the_first_chunk": [small["first_chunk"], large["first_chunk"]],
+            "wall_s": [small["wall"], large["wall"]],
+            "data": f"{_BLOBS} drawn textures, over and over by reference",
+        },
+    }
+    publish(result, options, {"small": small, "large": large})
+
+
+def _flags() -> ArgumentParser:
+    flags = parser("peak memory of an archive job")
+    flags.add_argument("--images", type=int, default=200_000, help="of the large job; the small one has a tenth")
+    flags.add_argument("--side", type=int, default=64, help="of images and network")
+    return flags
+
+
+def _job(work: Path, category: str, blobs: list[bytes], count: int, registry: str) -> dict[str, Any]:
+    shards = Storage(str(work / "in"))
+    for number, first in enumerate(range(0, count, _SHARD_RECORDS)):
+        _refer(shards, f"night-{number:03d}", category, blobs, range(first, min(count, first + _SHARD_RECORDS)))
+    config = {"inputs": [shards.uri], "output": str(work / "out"), "registry": registry}
+    return run_side(OURS, "ours.archiving", 1, config=config)
+
+
+def _refer(shards: Storage, name: str, category: str, blobs: list[bytes], records: range) -> None:
+    """A tar of the blobs whose index has many records, each with the bytes of a blob."""
+    (tar,) = write_shards(((f"{number}.png", blob) for number, blob in enumerate(blobs)), shards, name, 2**40)
+    written = ShardIndex.from_json(shards.read(tar + INDEX_SUFFIX))
+    assert written is not None
+    places = [(member.offset, member.size) for member in written.members]
+    members = [Member(f"{category}/{number:08d}.png", *places[number % len(places)]) for number in records]
+    shards.write(tar + INDEX_SUFFIX, ShardIndex(tuple(members)).to_json(shards.size(tar)))
+
+
+if __name__ == "__main__":
+    main()
