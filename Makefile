@@ -51,7 +51,7 @@ format: install  ## put the code into the house format
 
 # Measurements against other libraries, results in benchmarks/results; BENCH="--quick" tries one out. benchmarks/README.md
 PEER := benchmarks/.venv-anomalib
-BENCHES := bench-fit bench-score bench-encoder bench-memory bench-load bench-fit-all bench-driver bench-archive bench-archive-memory
+BENCHES := bench-fit bench-score bench-encoder bench-memory bench-load bench-fit-all bench-driver bench-archive bench-archive-memory bench-mixed
 .PHONY: bench-peer $(BENCHES)
 
 bench-peer: $(PEER)/.installed  ## make the environment that anomalib, the benchmarks' peer, runs in
@@ -69,6 +69,7 @@ bench-load: install  ## loading a WRN50-sized detector against FrEIA's construct
 bench-fit-all: install bench-peer  ## a run over 15 categories against their fits alone, and against anomalib (half an hour)
 bench-archive: install bench-peer  ## an archive job from an object store against a plain loop and anomalib (quarter of an hour)
 bench-archive-memory: install  ## peak memory of an archive job over 20,000 and 200,000 images (minutes)
+bench-mixed: install  ## chunks in which 15 categories alternate against sorted ones (minutes)
 bench-driver: install  ## memory of a run's driver at 15 and at 300 categories (minutes)
 
 $(BENCHES):

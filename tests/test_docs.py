@@ -24,6 +24,7 @@ PAGES = [
         "benchmarks/README.md",
         "CHANGELOG.md",
         "docs/detector.md",
+        "docs/score.md",
         "docs/results.md",
         "docs/drift.md",
         "docs/fit.md",
@@ -31,7 +32,7 @@ PAGES = [
     )
 ]
 README = PAGES[0].read_text(encoding="utf-8")
-RESULTS_PAGE, DRIFT_PAGE, FIT_PAGE, DATA_PAGE = (page.read_text(encoding="utf-8") for page in PAGES[-4:])
+SCORE_PAGE, RESULTS_PAGE, DRIFT_PAGE, FIT_PAGE, DATA_PAGE = (page.read_text(encoding="utf-8") for page in PAGES[-5:])
 
 
 def command_lines(program: str, page: str = README) -> list[str]:
@@ -43,7 +44,7 @@ def command_lines(program: str, page: str = README) -> list[str]:
     "line",
     [
         line
-        for page in (README, RESULTS_PAGE, DRIFT_PAGE, FIT_PAGE, DATA_PAGE)
+        for page in (README, SCORE_PAGE, RESULTS_PAGE, DRIFT_PAGE, FIT_PAGE, DATA_PAGE)
         for line in command_lines("cflow-ray", page)
     ],
 )

@@ -48,7 +48,7 @@ def pack(out: Output, config_file: str | None, **flags: Any) -> None:
 @click.option("--max-pixels", type=int, metavar="N", help="Most pixels that are decoded [89478485].")
 @click.option("--maps", type=click.Choice(["none", "anomalous", "all"]), help="Which heat maps to store [none].")
 @click.option("--target-fpr", type=float, metavar="RATE", help="False-alarm rate instead of the checkpoints' own.")
-@click.option("--batch-size", type=int, metavar="N", help="Images of one pass through the encoder [16].")
+@click.option("--batch-size", metavar="N|auto", help="Images of one pass through the encoder [16]; auto finds it.")
 @click.option("--chunk-records", type=int, metavar="N", help="Records of one Parquet part [64].")
 @click.option("--retry-errors", is_flag=True, default=None, help="Do chunks again that have unreadable records.")
 @click.option(

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from functools import lru_cache
 from itertools import chain, islice
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from cflow_ray.data.images import encode_map, prepare
 from cflow_ray.errors import CflowRayError, RecordError
 from cflow_ray.model.detector import Detector, Finding
 from cflow_ray.model.scoring import judge
+from cflow_ray.score.pace import BatchSize
 from cflow_ray.score.plan import (
     Plan,
     PlannedCheckpoint,
@@ -100,7 +101,7 @@ class ScoreChunk:
         output: str,
         storage_options: Mapping[str, Any],
         plan_id: str,
-        batch_size: int,
+        batch_size: int | Literal["auto"],
         capacity_bytes: int,
         runtime: Runtime = "auto",
     ) -> None:
@@ -108,7 +109,7 @@ class ScoreChunk:
         self._results = Storage(output, storage_options)
         self._plan = read_plan(self._results)
         refuse_other_plan(self._plan, plan_id)
-        self._batch_size = batch_size
+        self._batch_size = BatchSize(batch_size)
         registry = Registry(Storage(self._plan.registry, storage_options))
         self._bank = registry.bank(capacity_bytes, runtime=runtime)
         self._broken: dict[str, str] = {}
@@ -153,12 +154,16 @@ class ScoreChunk:
         return category, self._plan.checkpoints[category].version
 
     def _score(self, images: Sequence[Tensor], records: Sequence[Row]) -> list[Finding]:
-        keys = [self._key(record["category"]) for record in records]
-        findings: list[Finding] = []
-        for at in range(0, len(images), self._batch_size):
-            until = at + self._batch_size
-            findings += self._bank.score_batch(images[at:until], keys[at:until])
-        return findings
+        # By category, so that a batch holds few of them: one pass through the encoder, and one a category through its flow.
+        order = sorted(range(len(images)), key=lambda number: str(records[number]["category"]))
+        findings: dict[int, Finding] = {}
+        while order:
+            batch, order = order[: self._batch_size.now], order[self._batch_size.now :]
+            start = perf_counter()
+            keys = [self._key(records[number]["category"]) for number in batch]
+            findings |= zip(batch, self._bank.score_batch([images[number] for number in batch], keys), strict=True)
+            self._batch_size.took(len(batch), perf_counter() - start)
+        return [findings[number] for number in range(len(images))]
 
     def _rows(self, chunk: Row, findings: Mapping[int, Finding]) -> tuple[list[Row], dict[str, bytes]]:
         part = PartName(chunk["shard"], chunk["first"])
