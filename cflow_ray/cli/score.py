@@ -47,6 +47,8 @@ def pack(out: Output, config_file: str | None, **flags: Any) -> None:
 @click.option("--max-image-size", metavar="SIZE", help="Largest image that is read [256MB].")
 @click.option("--max-pixels", type=int, metavar="N", help="Most pixels that are decoded [89478485].")
 @click.option("--maps", type=click.Choice(["none", "anomalous", "all"]), help="Which heat maps to store [none].")
+@click.option("--map-format", type=click.Choice(["png16", "png8", "float16"]), help="How maps are stored [png16].")
+@click.option("--map-size", type=int, metavar="PIXELS", help="Longer side of stored maps [the network's].")
 @click.option("--target-fpr", type=float, metavar="RATE", help="False-alarm rate instead of the checkpoints' own.")
 @click.option("--batch-size", metavar="N|auto", help="Images of one pass through the encoder [16]; auto finds it.")
 @click.option("--chunk-records", type=int, metavar="N", help="Records of one Parquet part [64].")

@@ -15,6 +15,7 @@ from cflow_ray.config.model import Bytes, Model, Uri, merge, validated
 from cflow_ray.errors import ConfigError
 
 Maps = Literal["none", "anomalous", "all"]
+MapFormat = Literal["png16", "png8", "float16"]
 Promotion = Literal["newest", "best-nll", "better-than-current", "never"]
 
 
@@ -199,6 +200,10 @@ class ScoreConfig(RunConfig, ReadConfig):
     checkpoints: dict[str, str] = Field(default_factory=dict)
     """Versions to use instead of the promoted ones, e.g. {screw: v3}."""
     maps: Maps = "none"
+    map_format: MapFormat = "png16"
+    """How a heat map is stored: a grey PNG of 16 or 8 bits, or float16 as NumPy's .npy."""
+    map_size: int | None = Field(default=None, ge=1)
+    """Most pixels of a stored map's longer side, to which a larger one is averaged down; null keeps the network's."""
     target_fpr: Fraction | None = None
     """Replaces the checkpoints' own target."""
     chunk_records: int = Field(default=64, ge=1)

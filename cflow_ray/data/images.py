@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from cflow_ray.config import MAX_PIXELS, InputConfig, Resampling
+from cflow_ray.config import MAX_PIXELS, InputConfig, MapFormat, Resampling
 from cflow_ray.errors import ImageError
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
@@ -28,6 +28,8 @@ _FILTERS: dict[Resampling, Image.Resampling] = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 
+
+_NUMPY = b"\x93NUMPY"
 
 Frame = tuple[int, int, int, int]
 """A rectangle of an original image: left, top, width, height."""
@@ -156,15 +158,30 @@ def encode_png(pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:
     return buffer.getvalue()
 
 
-def encode_map(map_HW: NDArray[np.float32]) -> bytes:
-    """An anomaly map in [0, 1) as a 16-bit grey PNG of its own size: value x 65535."""
+def encode_map(map_HW: NDArray[np.float32], kind: MapFormat = "png16", longest: int | None = None) -> bytes:
+    """An anomaly map in [0, 1) as bytes: a grey PNG, value x 65535 or x 255, or float16 as NumPy writes an array.
+
+    With `longest` a larger map is first averaged down to that many pixels on its longer side.
+    """
+    if longest is not None and longest < max(map_HW.shape):
+        height, width = (max(1, round(side * longest / max(map_HW.shape))) for side in map_HW.shape)
+        map_HW = np.asarray(Image.fromarray(map_HW).resize((width, height), Image.Resampling.BOX), dtype=np.float32)
+    if kind == "float16":
+        buffer = io.BytesIO()
+        np.save(buffer, map_HW.astype(np.float16), allow_pickle=False)
+        return buffer.getvalue()
+    if kind == "png8":
+        return encode_png(np.round(map_HW * 255).astype(np.uint8))
     return encode_png(np.round(map_HW * 65535).astype(np.uint16))
 
 
 def decode_map(content: bytes) -> NDArray[np.float32]:
-    """What `encode_map` wrote, within 1 / 131070."""
+    """What `encode_map` wrote, within half a step: 1 / 131070, 1 / 510, or the 2^-12 of float16."""
+    if content.startswith(_NUMPY):
+        return np.asarray(np.load(io.BytesIO(content), allow_pickle=False), dtype=np.float32)
     with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
-        return (np.array(image).astype(np.float32) / 65535).astype(np.float32)
+        steps = 255 if image.mode == "L" else 65535
+        return (np.array(image).astype(np.float32) / steps).astype(np.float32)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

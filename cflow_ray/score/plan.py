@@ -12,7 +12,7 @@ from functools import cached_property
 
 from pydantic import AwareDatetime, Field
 
-from cflow_ray.config import InputConfig, Maps, Model, ReadConfig, ScoreConfig
+from cflow_ray.config import InputConfig, MapFormat, Maps, Model, ReadConfig, ScoreConfig
 from cflow_ray.data.archives import Record, Shard, ShardIndex, find_shards, is_streamed, read_index
 from cflow_ray.data.archives.shards import Kind
 from cflow_ray.errors import CheckpointError, ConfigError, DataError, RecordError
@@ -22,7 +22,17 @@ from cflow_ray.store.storage import Storage
 
 FORMAT_VERSION = 2
 _INDEX_READERS = 8  # archives whose headers are read at once
-_SETTINGS = ("inputs", "registry", "category", "category_pattern", "maps", "target_fpr", *ReadConfig.model_fields)
+_SETTINGS = (
+    "inputs",
+    "registry",
+    "category",
+    "category_pattern",
+    "maps",
+    "map_format",
+    "map_size",
+    "target_fpr",
+    *ReadConfig.model_fields,
+)
 """What a rerun must have as the job had it."""
 
 
@@ -83,6 +93,8 @@ class Plan(ReadConfig):
     category: str | None
     category_pattern: str
     maps: Maps
+    map_format: MapFormat = "png16"
+    map_size: int | None = None
     target_fpr: float | None
     chunk_records: int
     checkpoints: dict[str, PlannedCheckpoint]

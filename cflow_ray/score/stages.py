@@ -178,7 +178,8 @@ class ScoreChunk:
             detector = self._bank.detector(self._key(record["category"]))
             row |= _scored(record, findings[number], detector, checkpoint)
             if self._plan.maps == "all" or (self._plan.maps == "anomalous" and row["is_anomaly"]):
-                maps[record["key"]] = encode_map(findings[number].map_HW)
+                map_HW = findings[number].map_HW
+                maps[record["key"]] = encode_map(map_HW, self._plan.map_format, self._plan.map_size)
                 row["map"] = part.maps_path
             rows.append(row)
         return rows, maps

@@ -49,13 +49,15 @@ SCORE_SCHEMA = pa.schema(
 )
 """One row a record. `frame` is what the map covers of the original: left, top, width, height.
 
-`map` names the side-car tar (below the results) that holds `<key>.png`, 16 bit, value x 65535. `error_kind` is a word
+`map` names the side-car tar (below the results) that holds `<key>.png` (16 bit, value x 65535; 8 bit, x 255) or
+`<key>.npy` (float16). `error_kind` is a word
 to count by where `error` is a sentence; `fields` is a JSON object of what side-cars or a manifest say of the record."""
 
 UNREADABLE = "unreadable"
 """The kind of error of a record that the store did not give."""
 
 _PART = re.compile(r"shard=(?P<shard>[^/]+)/part-(?P<first>\d{9,18})(?:-(?P<end>\d{9,18}))?\.parquet")
+_NUMPY = b"\x93NUMPY"
 _BATCH_ROWS = 16_384
 _TRIES = 20  # to list a shard anew where a part is gone that was listed
 
@@ -263,9 +265,9 @@ def read_rows(
 
 
 def read_maps(results: Storage, path: str) -> dict[str, bytes]:
-    """PNG bytes by record key of one side-car tar."""
+    """Encoded heat maps by record key of one side-car tar."""
     with tarfile.open(fileobj=io.BytesIO(results.read(path))) as tar:
-        return {info.name.removesuffix(".png"): _content(tar, info) for info in tar}
+        return {info.name.rpartition(".")[0]: _content(tar, info) for info in tar}
 
 
 def _content(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
@@ -277,7 +279,7 @@ def _tar(files: Mapping[str, bytes]) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for key, content in files.items():
-            info = tarfile.TarInfo(f"{key}.png")
+            info = tarfile.TarInfo(f"{key}.{'npy' if content.startswith(_NUMPY) else 'png'}")
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
     return buffer.getvalue()

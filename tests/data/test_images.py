@@ -18,8 +18,7 @@ from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 from PIL import Image
 
-from cflow_ray.config import DetectorConfig, InputConfig, TilingConfig
-from cflow_ray.data import images
+from cflow_ray.config import DetectorConfig, InputConfig, MapFormat, TilingConfig
 from cflow_ray.data.images import (
     MAX_PIXELS,
     ImageFacts,
@@ -128,11 +127,10 @@ def test_a_huge_declared_size_is_refused_without_decoding(width: int, height: in
         tracemalloc.stop()
 
 
-def test_the_limit_itself_is_allowed(encode: Encode, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "MAX_PIXELS", 24)
-    assert decode(encode(np.zeros((4, 6), np.uint8))).size == (6, 4)
+def test_the_limit_itself_is_allowed(encode: Encode) -> None:
+    assert decode(encode(np.zeros((4, 6), np.uint8)), max_pixels=24).size == (6, 4)
     with pytest.raises(ImageError, match=r"5 x 5 pixels; at most 24 are decoded"):
-        decode(encode(np.zeros((5, 5), np.uint8)))
+        decode(encode(np.zeros((5, 5), np.uint8)), max_pixels=24)
 
 
 def test_text_that_unpacks_to_gigabytes_is_an_image_error(encode: Encode, photo: Pixels) -> None:
@@ -580,6 +578,30 @@ def test_a_map_comes_back_within_half_a_step(map_HW: NDArray[np.float32]) -> Non
     assert decoded.shape == map_HW.shape
     assert np.abs(decoded.astype(float) - map_HW.astype(float)).max() <= 1 / 131070 + 1e-7  # float32's own step
     assert np.array_equal(encode_map(decoded), encode_map(map_HW))
+
+
+@pytest.mark.parametrize(("kind", "step"), [("png16", 1 / 131070), ("png8", 1 / 510), ("float16", 2**-12)])
+def test_every_format_of_a_map_keeps_it_within_half_a_step(kind: MapFormat, step: float) -> None:
+    map_HW = np.random.default_rng(0).random((37, 23), dtype=np.float32)
+    decoded = decode_map(encode_map(map_HW, kind))
+    assert decoded.shape == map_HW.shape
+    assert np.abs(decoded - map_HW).max() <= step + 1e-7
+
+
+@pytest.mark.parametrize("kind", ["png16", "png8", "float16"])
+def test_a_map_is_averaged_down_to_the_size_asked_for(kind: MapFormat) -> None:
+    map_HW = np.random.default_rng(0).random((32, 64), dtype=np.float32)
+    small = decode_map(encode_map(map_HW, kind, 16))
+    assert small.shape == (8, 16)
+    assert np.abs(small - map_HW.reshape(8, 4, 16, 4).mean(axis=(1, 3))).max() <= 1 / 500
+    assert decode_map(encode_map(map_HW, kind, 64)).shape == decode_map(encode_map(map_HW, kind, 999)).shape == (32, 64)
+
+
+def test_a_stored_map_is_never_unpickled() -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([{}], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match="allow_pickle"):
+        decode_map(buffer.getvalue())
 
 
 def test_a_map_is_a_16_bit_grey_png_of_its_own_size() -> None:
