@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 Watch = Callable[[QueueStatus], None]
 
 _SECONDS_BETWEEN_LOOKS = 0.5
+_CATEGORIES_NAMED = 5
 _GROUP_RESTARTS = 100  # a category stops the run at two deaths of its own; this only bounds a cluster that is broken
 
 
@@ -82,15 +84,29 @@ def _parts(plan: FitPlan, cluster: ClusterConfig) -> list[_Part]:
     parts = []
     for task in (task for task in plan.due if task.workers > 1):
         of_task = cluster.model_copy(update={"workers": task.workers})
-        name = f"{plan.site.run}-{task.category}"
-        parts.append(_Part(name, (task,), of_task.worker_count(nodes, task.workers), fit_share_worker))
+        parts.append(
+            _Part(
+                run_name(plan.site.run, [task.category]),
+                (task,),
+                of_task.worker_count(nodes, task.workers),
+                fit_share_worker,
+            )
+        )
     alone = tuple(task for task in plan.due if task.workers == 1)
     if alone:
-        parts.append(_Part(plan.site.run, alone, cluster.worker_count(nodes, len(alone)), fit_worker))
+        name = run_name(plan.site.run, [task.category for task in alone])
+        parts.append(_Part(name, alone, cluster.worker_count(nodes, len(alone)), fit_worker))
     room, most = cluster.room(nodes), max(part.workers for part in parts)
     if room < most and cluster.wait:
         log.info("the cluster has room for %d of %d workers; the others start once nodes join", room, most)
     return parts
+
+
+def run_name(run: str, categories: Sequence[str]) -> str:
+    """What Ray's dashboard calls a run, and what its folder is called: its first categories, and how many more there are."""
+    shown = "-".join(re.sub(r"[^\w.]+", "_", category) for category in categories[:_CATEGORIES_NAMED])
+    more = len(categories) - _CATEGORIES_NAMED
+    return f"{run}-{shown}{f'-and-{more}-more' if more > 0 else ''}"
 
 
 def _train(part: _Part, site: FitSite, config: FitConfig, watch: Watch) -> list[Outcome]:
