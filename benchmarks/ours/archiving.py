@@ -39,7 +39,7 @@ def measure(config: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Watch:
-    """Notes when chunks were finished, and now and then the memory of the workers."""
+    """Notes when chunks were finished, and every two seconds the memory of the workers."""
 
     first = last = 0.0
     first_chunks = 0
@@ -71,13 +71,13 @@ class _Watch:
 
 
 def _largest_worker() -> float:
-    """The highest peak of Ray's processes that read or score, in MB."""
+    """The most that one of Ray's processes that read or score has of its own, without the object store's memory, in MB."""
     peak = 0.0
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             name = (entry / "cmdline").read_bytes()
             if name.startswith(b"ray::") and (b"MapWorker" in name or b"ReadSpan" in name or b"IDLE" in name):
-                peak = max(peak, memory_mb("VmHWM", int(entry.name)))
+                peak = max(peak, memory_mb("RssAnon", int(entry.name)))
         except (OSError, KeyError):
             continue  # it has just ended
     return peak
