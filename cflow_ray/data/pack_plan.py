@@ -111,14 +111,13 @@ def _of_data_set(config: PackConfig) -> tuple[tuple[str, ...], list[PlannedRecor
 def _of_inputs(config: PackConfig) -> tuple[tuple[str, ...], list[PlannedRecord]]:
     roots: dict[str, int] = {}
     known = []
-    for uri in config.inputs:
-        for shard, index in find_shards([uri], config.storage_options, ReadConfig()):
-            if index is None:
-                raise DataError(
-                    f"the input {shard.uri} is an archive; only image files are packed, `score` reads it as it is."
-                )
-            root = roots.setdefault(shard.uri, len(roots))
-            known += [PlannedRecord(member.key, member.size, root) for member in index.members]
+    for shard, index in find_shards(config.inputs, config.storage_options, ReadConfig()):
+        if index is None:
+            raise DataError(
+                f"the input {shard.uri} is an archive; only image files are packed, `score` reads it as it is."
+            )
+        root = roots.setdefault(shard.uri, len(roots))
+        known += [PlannedRecord(member.key, member.size, root) for member in index.members]
     return tuple(roots), _with_sizes(known, [Storage(root, config.storage_options) for root in roots])
 
 
