@@ -41,7 +41,8 @@ class Meter:
 
 
 def memory_mb(field: str, process: int | str = "self") -> float:
-    """`VmRSS` (resident now), `RssAnon` (what of it is the process's own) or `VmHWM` (its peak) of this process, or another, in MB of 10^6 bytes.
+    """`VmRSS` (resident now), `RssAnon` (what of it is the process's own) or `VmHWM` (its peak) of a process, in MB of
+    10^6 bytes.
 
     Not `ru_maxrss`: Linux hands that on from the parent to the processes it starts.
     """

@@ -28,7 +28,6 @@ from cflow_ray.config import (
 from cflow_ray.data import elpv, synthetic
 from cflow_ray.data.datasets import read_data_set
 from cflow_ray.data.images import decode_map, prepare
-from cflow_ray.data.packing import pack
 from cflow_ray.data.samples import TEST, DataSet, Sample
 from cflow_ray.errors import FitError, ServingError
 from cflow_ray.evaluation.evaluate import evaluate, read_mask
@@ -36,6 +35,7 @@ from cflow_ray.evaluation.figures import Metrics
 from cflow_ray.evaluation.report import heat_map_panel, metrics_table
 from cflow_ray.progress import ProgressBoard
 from cflow_ray.score import score
+from cflow_ray.score.packing import pack
 from cflow_ray.serve import Server
 from cflow_ray.store.registry import Registry
 from cflow_ray.store.results import read_maps, read_results
@@ -92,11 +92,12 @@ def run_demo(config: DemoConfig) -> tuple[DemoSummary, dict[str, Metrics]]:
     with summary.step("fit"):
         seconds = _fit(config, root, data)
     versions = _versions(root, seconds)
-    scores = f"scores/{zlib.crc32(json.dumps(versions).encode()):08x}"  # a new fit gets a table of its own
+    of_fit = f"{zlib.crc32(json.dumps(versions).encode()):08x}"  # other data or a new fit get shards and a table of their own
+    shards, scores = f"shards/{of_fit}", f"scores/{of_fit}"
     with summary.step("pack"):
-        _pack(config, root, data)
+        _pack(config, root, data, shards)
     with summary.step("score"):
-        _score(config, root, scores)
+        _score(config, root, shards, scores)
     with summary.step("evaluate"):
         metrics = evaluate(
             EvaluateConfig(
@@ -181,25 +182,26 @@ def _versions(root: Storage, categories: Iterable[str]) -> dict[str, str]:
     return {category: registry.best(category) for category in categories}
 
 
-def _pack(config: DemoConfig, root: Storage, data: str) -> None:
+def _pack(config: DemoConfig, root: Storage, data: str, shards: str) -> None:
     with ProgressBoard("packing test images") as board:
         pack(
             PackConfig(
                 data=data,
-                output=root.join("shards"),
+                output=root.join(shards),
                 only=config.only,
                 shard_size=8 * 10**6,
+                cluster=config.cluster,
                 storage_options=config.storage_options,
             ),
             lambda done, total: board.update("images", done, total),
         )
 
 
-def _score(config: DemoConfig, root: Storage, scores: str) -> None:
+def _score(config: DemoConfig, root: Storage, shards: str, scores: str) -> None:
     with ProgressBoard("scoring shards (Ray Data)") as board:
         score(
             ScoreConfig(
-                inputs=(root.join("shards"),),
+                inputs=(root.join(shards),),
                 registry=root.join("registry"),
                 output=root.join(scores),
                 maps="all",

@@ -74,6 +74,12 @@ def test_all_commands_of_the_design_are_there():
         ([*FIT, "--seeds", "0"], "'seeds' is 0"),
         (["score", "in", "--registry", "r", "--output", "o", "--category-pattern", "x/"], "{category}"),
         (["pack", "--data", "d", "--output", "o", "--shard-size", "many"], "'many'"),
+        (["pack", "--output", "o"], "either a data set as --data or image files as INPUT"),
+        (["pack", "in", "--data", "d", "--output", "o"], "either a data set as --data or image files as INPUT"),
+        (["pack", "in", "--output", "in/shards"], "lies in the input"),
+        (["pack", "in", "--output", "o", "--category", "screw"], "`only` goes with a data set"),
+        (["pack", "in", "--output", "o", "--name", "../night"], "'name' is '../night'"),
+        (["pack", "in", "--output", "o", "--workers", "0"], "'cluster.workers"),
         (["drift"], "'results' is missing"),
         (["drift", "r", "--day-pattern", "line3/"], "{day}"),
         (["drift", "r", "--day-pattern", "{day}/{day}/"], "{day}"),
@@ -121,6 +127,8 @@ def test_json_goes_to_stdout_alone_for_errors_too(tmp_path: Path):
         ["data", "check", "--data", "{tmp}/missing", "--write-table", "{tmp}/out/t.parquet"],
         ["pack", "--data", "{tmp}/missing", "--output", "{tmp}/out"],
         ["pack", "--data", "{tmp}/data", "--output", "{tmp}/out", "--split", "validation"],
+        ["pack", "{tmp}/missing", "--output", "{tmp}/out"],
+        ["pack", "{tmp}/future", "--output", "{tmp}/out"],
         ["score", "{tmp}/data", "--registry", "{tmp}/missing", "--output", "{tmp}/out"],
         ["score", "{tmp}/data", "--registry", "{tmp}/future", "--output", "{tmp}/out"],
         ["evaluate", "{tmp}/missing", "--data", "{tmp}/data"],
@@ -177,6 +185,25 @@ def test_an_endpoint_that_cannot_be_reached_is_told(tmp_path: Path):
     assert endpoint in result.stderr
     assert "endpoint_url" in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_images_is_packed_goes_on_and_keeps_its_settings(tmp_path: Path):
+    for number in range(6):
+        (tmp_path / "night" / "screw").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "night" / "screw" / f"{number}.png").write_bytes(bytes(3000))
+    pack = ["pack", tmp_path / "night", "--output", tmp_path / "out", "--name", "night", "--shard-size", "8KB"]
+    result = run(*pack, "--workers", "1", "--json")
+    assert result.exit_code == 0, result.output
+    packed = json.loads(result.stdout)
+    assert packed["shards"] == [f"night-{number:06}.tar" for number in range(3)]
+    assert (packed["records"], packed["kept"]) == (6, 0)
+    assert Path(packed["manifest"]).read_text().count("\n") == 4
+    (tmp_path / "out" / "night-000001.tar").unlink()
+    assert "3 shards, 2 of them from before" in run(*pack).stdout
+
+    other = run(*pack, "--shard-size", "16KB")
+    assert other.exit_code == 2
+    assert "shard_size 8000, not 16000" in other.stderr
 
 
 def write_scores(output: Path, decisions: list[bool]) -> Path:

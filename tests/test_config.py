@@ -323,6 +323,11 @@ def test_what_is_no_size_of_a_shard_is_refused(write_yaml: WriteYaml, size: Any)
     assert "'shard_size' is " in refused(write_yaml, {"shard_size": size}, PackConfig)
 
 
+def test_a_pack_of_inputs_is_saved_and_read_back() -> None:
+    config = PackConfig(inputs=("s3://line/night",), output="s3://line/shards", name="night")
+    assert PackConfig.model_validate_json(config.model_dump_json()) == config
+
+
 @pytest.mark.parametrize(("given_split", "split"), [("all", None), (None, None), ("val", "val")])
 def test_all_splits_are_no_split(given_split: str | None, split: str | None) -> None:
     assert PackConfig(data="d", output="o", split=given_split).split == split

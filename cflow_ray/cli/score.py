@@ -15,19 +15,27 @@ from cflow_ray.progress import ProgressBoard
 
 
 @click.command(epilog="Example: cflow-ray pack --data s3://line/mvtec --output s3://line/shards --shard-size 256MB")
+@click.argument("inputs", nargs=-1, metavar="[INPUT...]")
 @with_options(data_options)
-@click.option("--output", metavar="URI", help="Folder of the shards.")
-@click.option("--split", metavar="NAME", help="Split to pack; `all` packs every image [test].")
-@click.option("--shard-size", metavar="SIZE", help="Size of a shard, e.g. 64MB [256MB].")
+@click.option("--output", metavar="URI", help="Folder of the shards; a pack that was stopped goes on there.")
+@click.option("--split", metavar="NAME", help="Split of the data set to pack; `all` packs every image [test].")
+@click.option("--name", metavar="NAME", help="What the shards are called [the split; images].")
+@click.option("--shard-size", metavar="SIZE", help="Size of a shard, which each worker holds in memory [256MB].")
+@click.option("--workers", type=int, metavar="N", help="Shards at once [as many as the cluster has room for].")
 @common
 def pack(out: Output, config_file: str | None, **flags: Any) -> None:
-    """Pack the images of a data set into tar shards with an index; record keys are the images' paths."""
+    """Pack images into tar shards with an index each and a manifest that `score` takes.
+
+    The images are those of a data set (--data), or INPUT: image files, folders or globs of them, manifests. Record keys
+    are their paths below the root or the input.
+    """
     config = load_config(PackConfig, config_file, settings_of(flags))
-    from cflow_ray.data.packing import pack as pack_images
+    from cflow_ray.score.packing import pack as pack_images
 
     with ProgressBoard("packing") as board:
         packed = pack_images(config, lambda done, total: board.update("images", done, total))
-    out(asdict(packed), f"{packed.records} images in {len(packed.shards)} shards in {packed.output}")
+    kept = f", {packed.kept} of them from before" if packed.kept else ""
+    out(asdict(packed), f"{packed.records} images in {len(packed.shards)} shards{kept}; manifest {packed.manifest}")
 
 
 @click.command(

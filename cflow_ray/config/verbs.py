@@ -172,9 +172,15 @@ class CheckConfig(RunConfig, DataConfig):
 
 
 class PackConfig(RunConfig, DataConfig):
-    """`cflow-ray pack`: write the images of a data set into tar shards with an index."""
+    """`cflow-ray pack`: write the images of a data set, or image files as they lie, into tar shards with an index."""
 
+    data: Uri = ""
+    """Path or URI of the data set's root or table; empty where `inputs` are given."""
+    inputs: tuple[Uri, ...] = ()
+    """Instead of `data`: image files, folders or globs of them, or manifests; paths or URIs."""
     output: Uri
+    name: str | None = Field(default=None, pattern=r"^\w[\w.-]*$")
+    """What the shards' names begin with; null takes the split (`all` for every one), for inputs `images`."""
     split: str | None = "test"
     """Which split to pack; `all` or null packs every image."""
     shard_size: Annotated[Bytes, Field(ge=4096)] = 256 * 10**6
@@ -184,6 +190,19 @@ class PackConfig(RunConfig, DataConfig):
     @classmethod
     def _all_is_null(cls, split: str | None) -> str | None:
         return None if split == "all" else split
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> Self:
+        if bool(self.data) == bool(self.inputs):
+            raise ValueError("give either a data set as --data or image files as INPUT")
+        if not self.inputs:
+            return self
+        for name in DataConfig.model_fields:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"`{name}` goes with a data set (--data), not with inputs")
+        if over := [uri for uri in self.inputs if f"{self.output}/".startswith(f"{uri.rstrip('/')}/")]:
+            raise ValueError(f"the output {self.output} lies in the input {over[0]}; give an output elsewhere")
+        return self
 
 
 class ScoreConfig(RunConfig, ReadConfig):

@@ -5,7 +5,7 @@ from cflow_ray.data.archives.inputs import find_shards
 from cflow_ray.data.archives.reading import is_streamed, read_index, read_records, stream_records
 from cflow_ray.data.archives.records import Record
 from cflow_ray.data.archives.shards import Shard
-from cflow_ray.data.archives.tar import write_shards
+from cflow_ray.data.archives.tar_shards import write_shards
 
 __all__ = [
     "INDEX_SUFFIX",

@@ -39,17 +39,31 @@ Found = Iterator[tuple[Shard, ShardIndex | None]]
 def find_shards(
     inputs: Iterable[str], storage_options: Mapping[str, Any], how: ReadConfig
 ) -> list[tuple[Shard, ShardIndex | None]]:
-    """Shards of inputs in order, each once; those of image files with their index, which the listing is.
+    """Archives of inputs in order, each once, then the images with their index, which the listing is.
 
     An input is a file, a folder (all archives and images below it), a glob (`*` within a folder, `**` across), or a
     manifest: one place a line, or a table with a column of places whose other columns become fields of the records.
+    Images below one folder, or beside each other, are together; one that an input before named is not there again.
     Raises DataError where an input is not there or holds neither archives nor images.
     """
-    shards: dict[tuple[str, int | None], tuple[Shard, ShardIndex | None]] = {}
+    archives: dict[str, Shard] = {}
+    images: dict[str, list[Member]] = {}
+    keys: dict[str, set[str]] = {}  # of images by their root, from the inputs before
     for uri in inputs:
+        more: dict[str, list[Member]] = {}
         for shard, index in _of_input(uri, storage_options, how):
-            shards.setdefault((shard.uri, shard.group), (shard, index))
-    return list(shards.values())
+            if index is None:
+                archives.setdefault(shard.uri, shard)
+            else:
+                more.setdefault(shard.uri, []).extend(index.members)
+        for root, members in more.items():
+            before = keys.setdefault(root, set())
+            images.setdefault(root, []).extend(member for member in members if member.key not in before)
+            before.update(member.key for member in members)
+    found: list[tuple[Shard, ShardIndex | None]] = [(shard, None) for shard in archives.values()]
+    for root, members in images.items():
+        found += grouped_images(root, members)
+    return found
 
 
 def _of_input(uri: str, storage_options: Mapping[str, Any], how: ReadConfig) -> Found:

@@ -1,4 +1,4 @@
-"""Tar files: their records from the headers or an index beside them, read in ranges; and writing them."""
+"""Tar files: their records from the headers or an index beside them, read in ranges."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import io
 import json
 import posixpath
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -133,40 +133,6 @@ def index_from_headers(file: Any, uri: str) -> ShardIndex:
 def damaged(error: BaseException) -> str:
     """What a table says of the records that damage hides."""
     return f"damaged tar: {' '.join(safe_key(str(error)).split()) or type(error).__name__}"
-
-
-def write_shards(records: Iterable[tuple[str, bytes]], output: Storage, name: str, shard_bytes: int) -> list[str]:
-    """Pack records into `<name>-<number>.tar` of about `shard_bytes` each, with an index beside each; returns their names.
-
-    The same records give the same bytes: no times, owners or modes of the files are kept.
-    """
-    written: list[str] = []
-    buffer, members = io.BytesIO(), list[Member]()
-
-    def finish() -> None:
-        nonlocal buffer, members
-        buffer.write(bytes(2 * _BLOCK))  # the two empty blocks that end a tar
-        shard = f"{name}-{len(written):06d}.tar"
-        output.write(shard, buffer.getvalue())
-        output.write(shard + INDEX_SUFFIX, ShardIndex.of(members).to_json(buffer.tell()))
-        written.append(shard)
-        buffer, members = io.BytesIO(), []
-
-    for key, content in records:
-        if members and buffer.tell() + len(content) > shard_bytes:
-            finish()
-        buffer.write(_header(key, len(content)))
-        members.append(Member(key, buffer.tell(), len(content)))
-        buffer.write(content + bytes(-len(content) % _BLOCK))
-    if members:
-        finish()
-    return written
-
-
-def _header(key: str, size: int) -> bytes:
-    info = tarfile.TarInfo(key)
-    info.size = size
-    return info.tobuf(tarfile.PAX_FORMAT)
 
 
 def _extents(member: Member, how: ReadConfig) -> Iterator[Extent]:

@@ -138,6 +138,16 @@ def test_an_input_given_twice_is_one_shard(storage: Storage) -> None:
     assert len(shards(storage.join("tars"), storage.join("tars/a.tar"), storage.join("tars/"))) == 1
 
 
+def test_images_of_several_inputs_are_all_there_and_each_once(storage: Storage) -> None:
+    for name in ("0.png", "1.png", "2.png", "sub/3.png"):
+        storage.write(name, name.encode())
+    uris = [storage.join(name) for name in ("1.png", "0.png", "1.png")]
+    ((shard, index),) = find(*uris)  # as a shell expands *.png
+    assert list(contents(shard, index)) == ["1.png", "0.png"]
+    ((shard, index),) = find(*uris, storage.uri)
+    assert contents(shard, index) == {name: name.encode() for name in ("1.png", "0.png", "2.png", "sub/3.png")}
+
+
 # globs
 
 
