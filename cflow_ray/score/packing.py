@@ -12,7 +12,7 @@ from cflow_ray.config import PackConfig
 from cflow_ray.data.pack_plan import PlannedShard, plan_pack
 from cflow_ray.data.packing import Packed, ShardWriter, begin, finish
 from cflow_ray.errors import StorageError
-from cflow_ray.score.context import quiet_context
+from cflow_ray.score.context import job_context
 from cflow_ray.store.storage import Storage
 
 
@@ -40,7 +40,7 @@ def _in_parallel(shards: Sequence[PlannedShard], writer: ShardWriter, config: Pa
     ray.init(**config.cluster.init_arguments())
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     workers = config.cluster.worker_count(nodes, len(shards))
-    quiet_context()
+    job_context()
     rows = [{"shard": shard.to_json()} for shard in shards]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         writer.__call__, num_cpus=config.cluster.resources.cpu, compute=TaskPoolStrategy(size=workers)

@@ -11,9 +11,8 @@ import ray.data
 from ray.data import ActorPoolStrategy, Dataset
 
 from cflow_ray.config import ScoreConfig
-from cflow_ray.errors import CflowRayError
 from cflow_ray.model.runtime import check_runtime
-from cflow_ray.score.context import quiet_context
+from cflow_ray.score.context import job_context, own_error
 from cflow_ray.score.plan import Span, plan_job
 from cflow_ray.score.spans import pending, unreadable_parts
 from cflow_ray.score.stages import ReadSpan, ScoreChunk
@@ -58,7 +57,7 @@ def score(config: ScoreConfig, progress: Callable[[int, int], None] = lambda don
 
 def pipeline(spans: Sequence[Span], config: ScoreConfig, plan_id: str, workers: int) -> Dataset:
     """Spans -> tasks that read and decode -> actors that score and write; one row and one block a chunk."""
-    quiet_context().target_max_block_size = _BLOCK_BYTES
+    job_context().target_max_block_size = _BLOCK_BYTES
     dataset = ray.data.from_items([{"span": span.to_json()} for span in spans], override_num_blocks=len(spans))
     read = ReadSpan(config.output, config.storage_options, plan_id)
     actor = (config.output, config.storage_options, plan_id, config.batch_size, _CAPACITY_BYTES, config.runtime)
@@ -76,7 +75,7 @@ def _run(dataset: Dataset, totals: Totals, progress: Callable[[int], None]) -> N
             totals.add_chunk(row)
             progress(totals.chunks)
     except ray.exceptions.RayTaskError as error:
-        cause = error.cause
-        if isinstance(cause, CflowRayError):
-            raise cause from error
-        raise
+        expected = own_error(error)
+        if expected is None:
+            raise
+        raise expected from error

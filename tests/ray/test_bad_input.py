@@ -8,10 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
+from cflow_ray.cli import main
 from cflow_ray.config import ScoreConfig
 from cflow_ray.score import score
+from cflow_ray.score.plan import plan_job
 from cflow_ray.store.results import read_results
 from cflow_ray.store.storage import Storage
 
@@ -113,3 +116,16 @@ def test_a_second_run_reads_nothing_again_and_a_lost_part_alone_is_made_again(
     assert read_results(Storage(config.output)).column("key").equals(before.column("key"))
     (tmp_path / "in.tar").unlink()
     assert score(config).rows_of_this_run == 0
+
+
+def test_what_ends_a_task_is_told_in_one_line(registry: Path, records: dict[str, tuple[bytes, str]], tmp_path: Path):
+    write_tar(tmp_path / "in.tar", records)
+    config = ScoreConfig(inputs=(str(tmp_path / "in.tar"),), registry=str(registry), output=str(tmp_path / "out"))
+    plan = plan_job(config, Storage(config.output))
+    (tmp_path / "out" / "_index" / f"{plan.shards[0].id}.json").write_text("{}")
+    arguments = ["score", *config.inputs, "--registry", config.registry, "--output", config.output]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 1
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert line.endswith("is damaged; give another --output.")
+    assert "Traceback" not in result.stderr
