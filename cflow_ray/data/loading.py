@@ -14,6 +14,8 @@ from cflow_ray.data.samples import Sample
 from cflow_ray.errors import ImageError
 from cflow_ray.store.storage import Storage
 
+REQUESTS = 8
+"""Threads that wait for a store, which answers each request only after some milliseconds."""
 _THREADS = 4
 _AHEAD = 16
 
@@ -37,10 +39,10 @@ def load_images(root: Storage, samples: Iterable[Sample], config: InputConfig) -
     return computed_ahead(load, samples)
 
 
-def computed_ahead(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+def computed_ahead(work: Callable[[Item], Result], items: Iterable[Item], threads: int = _THREADS) -> Iterator[Result]:
     """What `work` gives for each item, in order; threads are at most 16 items ahead of whoever takes the results."""
     remaining = iter(items)
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         pending: deque[Future[Result]] = deque(pool.submit(work, item) for item in islice(remaining, _AHEAD))
         while pending:
             result = pending.popleft().result()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,10 +13,9 @@ from cflow_ray.data.archives import find_shards
 from cflow_ray.data.archives.records import problem_of_name, safe_key
 from cflow_ray.data.archives.tar_shards import END_BYTES, record_bytes, shard_name
 from cflow_ray.data.datasets import read_data_set
+from cflow_ray.data.loading import REQUESTS, computed_ahead
 from cflow_ray.errors import DataError
 from cflow_ray.store.storage import Storage
-
-_ASKED_AT_ONCE = 8  # sizes of single files; a store answers each only after some milliseconds
 
 
 class PlannedRecord(NamedTuple):
@@ -127,8 +125,7 @@ def _with_sizes(records: list[PlannedRecord], roots: list[Storage]) -> list[Plan
     def with_size(record: PlannedRecord) -> PlannedRecord:
         return record if record.size >= 0 else record._replace(size=roots[record.root].size(record.key))
 
-    with ThreadPoolExecutor(_ASKED_AT_ONCE) as askers:
-        return list(askers.map(with_size, records))
+    return list(computed_ahead(with_size, records, REQUESTS))
 
 
 def _refuse_keys(records: Iterable[PlannedRecord], roots: tuple[str, ...]) -> None:

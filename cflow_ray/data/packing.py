@@ -6,13 +6,13 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from cflow_ray.config import DataConfig, Model, PackConfig
 from cflow_ray.data.archives import INDEX_SUFFIX
 from cflow_ray.data.archives.tar_shards import TarBuffer
+from cflow_ray.data.loading import REQUESTS, computed_ahead
 from cflow_ray.data.pack_plan import PackPlan, PlannedRecord, PlannedShard
 from cflow_ray.errors import ConfigError, DataError, StorageError
 from cflow_ray.store.storage import Storage
@@ -25,7 +25,6 @@ PACK = "_pack.json"
 _FORMAT_VERSION = 1
 _SETTINGS = (*DataConfig.model_fields, "inputs", "name", "split", "shard_size")
 """What a rerun must have as the pack had it."""
-_READERS = 8  # requests at once: a store answers each only after some milliseconds
 
 
 @dataclass(frozen=True)
@@ -118,8 +117,7 @@ def _contents(records: Sequence[PlannedRecord], roots: Sequence[Storage]) -> Ite
     if all(root.is_local for root in roots):
         yield from (roots[record.root].read(record.key) for record in records)
         return
-    with ThreadPoolExecutor(_READERS) as readers:
-        yield from readers.map(lambda record: roots[record.root].read(record.key), records)
+    yield from computed_ahead(lambda record: roots[record.root].read(record.key), records, REQUESTS)
 
 
 def _read_begun(output: Storage) -> _Begun:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -15,13 +14,13 @@ from pydantic import AwareDatetime, Field
 from cflow_ray.config import InputConfig, MapFormat, Maps, Model, ReadConfig, ScoreConfig
 from cflow_ray.data.archives import Record, Shard, ShardIndex, find_shards, is_streamed, read_index
 from cflow_ray.data.archives.shards import Kind
+from cflow_ray.data.loading import REQUESTS, computed_ahead
 from cflow_ray.errors import CheckpointError, ConfigError, DataError, RecordError
 from cflow_ray.store.origin import PLAN
 from cflow_ray.store.registry import Registry
 from cflow_ray.store.storage import Storage
 
 FORMAT_VERSION = 2
-_INDEX_READERS = 8  # archives whose headers are read at once
 _SETTINGS = (
     "inputs",
     "registry",
@@ -169,8 +168,7 @@ def _new_plan(config: ScoreConfig, output: Storage) -> Plan:
             records = len(index)
         return PlannedShard(id=shard.id, uri=shard.uri, kind=shard.kind, group=shard.group, records=records)
 
-    with ThreadPoolExecutor(_INDEX_READERS) as readers:
-        shards = tuple(readers.map(lambda one: planned(*one), found))
+    shards = tuple(computed_ahead(lambda one: planned(*one), found, REQUESTS))
     settings = {name: getattr(config, name) for name in (*_SETTINGS, "chunk_records")}
     return Plan(checkpoints=checkpoints, shards=shards, **settings)
 
@@ -189,10 +187,12 @@ def read_plan(output: Storage) -> Plan:
         raise DataError(f"{output.join(PLAN)} is damaged; give another --output.") from error
 
 
-def refuse_other_plan(plan: Plan, plan_id: str) -> None:
-    """Raises ConfigError where the plan beside the output is not the one that this job began with."""
+def read_own_plan(output: Storage, plan_id: str) -> Plan:
+    """The plan that a job began with; raises ConfigError where another one lies in its place."""
+    plan = read_plan(output)
     if plan.id != plan_id:
         raise ConfigError("another job wrote its plan over this one's; run the command again to go on with that plan.")
+    return plan
 
 
 def read_planned_index(output: Storage, shard_id: str) -> ShardIndex:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Sequence
 
@@ -19,8 +18,6 @@ from cflow_ray.score.stages import ReadSpan, ScoreChunk
 from cflow_ray.score.summary import JobSummary, Totals, finish
 from cflow_ray.store.results import finished_parts
 from cflow_ray.store.storage import Storage
-
-log = logging.getLogger(__name__)
 
 _READ_CPUS = 0.5  # unlike the actors' request, or Ray Data would fuse reading into the scoring actor
 _ACTOR_SHARE = 0.75  # of a worker's processors; the rest is left to reading

@@ -26,9 +26,8 @@ from cflow_ray.score.plan import (
     Plan,
     PlannedCheckpoint,
     Span,
-    read_plan,
+    read_own_plan,
     read_planned_index,
-    refuse_other_plan,
     write_length,
 )
 from cflow_ray.store.registry import CheckpointKey, Registry
@@ -107,8 +106,7 @@ class ScoreChunk:
     ) -> None:
         torch.set_num_threads(1)  # before the bank: its runtime takes as many
         self._results = Storage(output, storage_options)
-        self._plan = read_plan(self._results)
-        refuse_other_plan(self._plan, plan_id)
+        self._plan = read_own_plan(self._results, plan_id)
         self._batch_size = BatchSize(batch_size)
         registry = Registry(Storage(self._plan.registry, storage_options))
         self._bank = registry.bank(capacity_bytes, runtime=runtime)
@@ -201,9 +199,7 @@ def _scored(record: Row, finding: Finding, detector: Detector, checkpoint: Plann
 @lru_cache(maxsize=1)
 def _plan(output: str, storage_options_json: str, plan_id: str) -> Plan:
     """The plan, read once a process for its many spans."""
-    plan = read_plan(Storage(output, json.loads(storage_options_json)))
-    refuse_other_plan(plan, plan_id)
-    return plan
+    return read_own_plan(Storage(output, json.loads(storage_options_json)), plan_id)
 
 
 @lru_cache(maxsize=4)

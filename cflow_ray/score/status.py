@@ -15,10 +15,10 @@ from cflow_ray.config import StatusConfig
 from cflow_ray.errors import DataError, MissingFileError
 from cflow_ray.score.plan import Plan, read_plan
 from cflow_ray.score.spans import chunk_firsts, length_of
+from cflow_ray.score.summary import SUCCESS
 from cflow_ray.store.results import PartName, finished_parts, read_tables
 from cflow_ray.store.storage import Storage
 
-_SUCCESS = "_SUCCESS"
 _SHARDS_SHOWN = 20
 
 
@@ -113,7 +113,7 @@ def status(config: StatusConfig) -> Status:
         output=output.uri,
         created=plan.created,
         checkpoints={category: checkpoint.version for category, checkpoint in plan.checkpoints.items()},
-        finished=output.is_file(_SUCCESS),
+        finished=output.is_file(SUCCESS),
         shards=len(plan.shards),
     )
     for shard in plan.shards:

@@ -16,7 +16,8 @@ from cflow_ray.store.results import PartName, read_columns
 from cflow_ray.store.storage import Storage
 
 _SUMMARY = "_summary.json"
-_SUCCESS = "_SUCCESS"
+SUCCESS = "_SUCCESS"
+"""Marks an output whose table is whole."""
 _STAGES = ("read", "decode", "score", "write")
 
 
@@ -32,11 +33,6 @@ class Totals:
     """Of each stage, over all workers."""
     bytes_read: int = 0
     bytes_written: int = 0
-
-    @property
-    def errors(self) -> int:
-        """Rows with `error`."""
-        return self.errors_by_kind.total()
 
     def add_chunk(self, chunk: Mapping[str, Any]) -> None:
         """Count what a scoring actor says of a chunk."""
@@ -107,5 +103,5 @@ def finish(results: Storage, plan: Plan, before: Totals, chunks_before: int, run
     )
     content = {**asdict(summary), "packages": installed_packages()}
     results.write(_SUMMARY, json.dumps(content, indent=2).encode())
-    results.write(_SUCCESS, b"")
+    results.write(SUCCESS, b"")
     return summary

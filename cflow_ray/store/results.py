@@ -50,8 +50,8 @@ SCORE_SCHEMA = pa.schema(
 """One row a record. `frame` is what the map covers of the original: left, top, width, height.
 
 `map` names the side-car tar (below the results) that holds `<key>.png` (16 bit, value x 65535; 8 bit, x 255) or
-`<key>.npy` (float16). `error_kind` is a word
-to count by where `error` is a sentence; `fields` is a JSON object of what side-cars or a manifest say of the record."""
+`<key>.npy` (float16). `error_kind` is a word to count by where `error` is a sentence; `fields` is a JSON object of what
+side-cars or a manifest say of the record."""
 
 UNREADABLE = "unreadable"
 """The kind of error of a record that the store did not give."""
@@ -175,7 +175,7 @@ def parts_of(results: Storage) -> Iterator[PartName]:
     """The parts that hold the rows of a score table now, in order; raises DataError where there is none."""
     ledger = finished_parts(results)
     if not ledger.shards:
-        raise DataError(f"{results.uri} holds no score table. Run: cflow-ray score ... --output {results.uri}")
+        raise _no_table(results)
     return iter(ledger)
 
 
@@ -197,8 +197,12 @@ def shards_of(results: Storage) -> list[str]:
     """The shards that have rows; raises DataError where there are none."""
     shards = [name.removeprefix("shard=") for name in results.folders() if name.startswith("shard=")]
     if not shards:
-        raise DataError(f"{results.uri} holds no score table. Run: cflow-ray score ... --output {results.uri}")
+        raise _no_table(results)
     return shards
+
+
+def _no_table(results: Storage) -> DataError:
+    return DataError(f"{results.uri} holds no score table. Run: cflow-ray score ... --output {results.uri}")
 
 
 def _read_shard(results: Storage, shard: str, columns: Sequence[str]) -> Iterator[pa.Table]:
@@ -229,9 +233,8 @@ def _read_shard(results: Storage, shard: str, columns: Sequence[str]) -> Iterato
 
 def read_columns(results: Storage, name: PartName, columns: Sequence[str]) -> pa.Table:
     """Some columns of one part; raises DataError where it is damaged."""
-    schema = pa.schema([SCORE_SCHEMA.field(column) for column in columns], metadata=SCORE_SCHEMA.metadata)
     with open_part(results, name) as file:
-        return pa.concat_tables([schema.empty_table(), *read_rows(file, columns)])
+        return pa.concat_tables([_schema_of(columns).empty_table(), *read_rows(file, columns)])
 
 
 @contextmanager
@@ -256,12 +259,17 @@ def read_rows(
     file: pq.ParquetFile, columns: Sequence[str] = tuple(SCORE_SCHEMA.names), skip: int = 0
 ) -> Iterator[pa.Table]:
     """Rows of an open part but for the first `skip`, under the table's schema."""
-    schema = pa.schema([SCORE_SCHEMA.field(column) for column in columns], metadata=SCORE_SCHEMA.metadata)
+    schema = _schema_of(columns)
     for batch in file.iter_batches(_BATCH_ROWS, columns=list(columns)):
         table = pa.Table.from_batches([batch]).select(columns).cast(schema)
         if skip < table.num_rows:
             yield table.slice(skip)
         skip = max(0, skip - table.num_rows)
+
+
+def _schema_of(columns: Sequence[str]) -> pa.Schema:
+    """Some columns of the table's schema."""
+    return pa.schema([SCORE_SCHEMA.field(column) for column in columns], metadata=SCORE_SCHEMA.metadata)
 
 
 def read_maps(results: Storage, path: str) -> dict[str, bytes]:

@@ -265,6 +265,22 @@ class Storage:
 
 
 def _write_local(full: str, content: bytes) -> None:
+    with _unfinished(full, content) as file:
+        os.replace(file, full)
+
+
+def _link_local(full: str, content: bytes) -> bool:
+    with _unfinished(full, content) as file:
+        try:
+            os.link(file, full)
+            return True
+        except FileExistsError:
+            return False
+
+
+@contextlib.contextmanager
+def _unfinished(full: str, content: bytes) -> Iterator[str]:
+    """A hidden file beside another one with all of its content, safe on the disk; gone at the end."""
     os.makedirs(os.path.dirname(full), exist_ok=True)
     unfinished = posixpath.join(posixpath.dirname(full), f".{posixpath.basename(full)}.{uuid.uuid4().hex[:8]}")
     try:
@@ -272,22 +288,10 @@ def _write_local(full: str, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(unfinished, full)
+        yield unfinished
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(unfinished)
-
-
-def _link_local(full: str, content: bytes) -> bool:
-    unfinished = posixpath.join(posixpath.dirname(full), f".{posixpath.basename(full)}.{uuid.uuid4().hex[:8]}")
-    _write_local(unfinished, content)
-    try:
-        os.link(unfinished, full)
-        return True
-    except FileExistsError:
-        return False
-    finally:
-        os.unlink(unfinished)
 
 
 def _local_folders(top: str) -> list[str]:

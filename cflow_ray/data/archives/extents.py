@@ -1,20 +1,44 @@
-"""Many small pieces of one file in few ranged reads."""
+"""The records of one file, many small pieces of it, in few ranged reads."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from cflow_ray.data.archives.index import Extent
-from cflow_ray.errors import StorageError
+from cflow_ray.data.archives.index import Extent, Member
+from cflow_ray.errors import CflowRayError, RecordError, StorageError
 from cflow_ray.store.storage import Storage
 
 _GAP = 64 * 2**10  # bytes that are read to no use rather than asking again
 _MOST = 64 * 2**20  # bytes of one read, unless one piece alone is larger
 
 
-def fetch(storage: Storage, name: str, wanted: Iterable[Extent]) -> dict[Extent, bytes | StorageError]:
+Found = dict[Extent, bytes | StorageError]
+
+
+def fetch_members(
+    storage: Storage,
+    name: str,
+    members: Sequence[Member],
+    error_of: Callable[[Member], RecordError | None],
+    extents_of: Callable[[Member], Iterable[Extent]] = lambda member: (member.extent,),
+) -> Iterator[tuple[Member, bytes | CflowRayError, Found]]:
+    """Each of some successive members of a file with its bytes, or why there are none, and all that was fetched with it.
+
+    A member that has an error before it is read is not fetched.
+    """
+    errors = [error_of(member) for member in members]
+    sizes = [0 if error else member.size for member, error in zip(members, errors, strict=True)]
+    for run in batches(sizes):
+        found = fetch(storage, name, (extent for n in run if not errors[n] for extent in extents_of(members[n])))
+        for number in run:
+            member = members[number]
+            where = f"{member.key} in {storage.join(name)}"
+            yield member, errors[number] or whole(found[member.extent], member.extent, where), found
+
+
+def fetch(storage: Storage, name: str, wanted: Iterable[Extent]) -> Found:
     """The bytes of each extent of a file, fewer where the file ends inside; an error where it cannot be read."""
-    found: dict[Extent, bytes | StorageError] = {}
+    found: Found = {}
     for group in grouped(wanted):
         start, end = group[0].offset, max(extent.offset + extent.size for extent in group)
         try:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 from cflow_ray.config import ReadConfig
 from cflow_ray.data.archives.index import Member, ShardIndex
 from cflow_ray.data.archives.records import Record, too_large
 from cflow_ray.data.archives.shards import Shard
+from cflow_ray.data.loading import REQUESTS, computed_ahead
 from cflow_ray.errors import CflowRayError, StorageError
 from cflow_ray.store.storage import Storage
 
 GROUP = 10_000
 """Most images of one shard, whose index every reader of it holds."""
-_READERS = 8  # requests at once: a store answers each only after some milliseconds
 
 
 def grouped_images(uri: str, members: Sequence[Member]) -> Iterator[tuple[Shard, ShardIndex]]:
@@ -26,13 +25,11 @@ def grouped_images(uri: str, members: Sequence[Member]) -> Iterator[tuple[Shard,
 
 
 def read_images(storage: Storage, members: Sequence[Member], how: ReadConfig) -> Iterator[Record]:
-    """Successive image files; several are asked for at once, and all of `members` are held in memory."""
+    """Successive image files; several of a remote store are asked for at once."""
 
     def read(member: Member) -> bytes | CflowRayError:
-        if member.error:
-            return member.error
-        if member.size > how.max_image_size:
-            return too_large(member.size, how.max_image_size)
+        if unusable := member.error or too_large(member.size, how):
+            return unusable
         try:
             return storage.read(member.key)
         except StorageError as error:
@@ -41,6 +38,5 @@ def read_images(storage: Storage, members: Sequence[Member], how: ReadConfig) ->
     if storage.is_local:
         yield from (Record(member.key, read(member), member.fields) for member in members)
         return
-    with ThreadPoolExecutor(_READERS) as readers:
-        for member, content in zip(members, readers.map(read, members), strict=True):
-            yield Record(member.key, content, member.fields)
+    for member, content in zip(members, computed_ahead(read, members, REQUESTS), strict=True):
+        yield Record(member.key, content, member.fields)

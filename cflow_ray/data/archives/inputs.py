@@ -33,7 +33,8 @@ _MANIFESTS = (".txt", ".csv")
 _PLACE_COLUMNS = ("uri", "path", "image", "file", "key")
 """Columns of a manifest that may hold the places, the first that is there."""
 
-Found = Iterator[tuple[Shard, ShardIndex | None]]
+Found = Iterator[Shard | tuple[str, Member]]
+"""Archives, and images with the folder that they are below."""
 
 
 def find_shards(
@@ -48,18 +49,18 @@ def find_shards(
     """
     archives: dict[str, Shard] = {}
     images: dict[str, list[Member]] = {}
-    keys: dict[str, set[str]] = {}  # of images by their root, from the inputs before
+    before: set[tuple[str, str]] = set()  # root and key of images, from the inputs before
     for uri in inputs:
-        more: dict[str, list[Member]] = {}
-        for shard, index in _of_input(uri, storage_options, how):
-            if index is None:
-                archives.setdefault(shard.uri, shard)
-            else:
-                more.setdefault(shard.uri, []).extend(index.members)
-        for root, members in more.items():
-            before = keys.setdefault(root, set())
-            images.setdefault(root, []).extend(member for member in members if member.key not in before)
-            before.update(member.key for member in members)
+        here = set()
+        for one in _of_input(uri, storage_options, how):
+            if isinstance(one, Shard):
+                archives.setdefault(one.uri, one)
+                continue
+            root, member = one
+            here.add((root, member.key))
+            if (root, member.key) not in before:
+                images.setdefault(root, []).append(member)
+        before |= here
     found: list[tuple[Shard, ShardIndex | None]] = [(shard, None) for shard in archives.values()]
     for root, members in images.items():
         found += grouped_images(root, members)
@@ -75,7 +76,6 @@ def _of_input(uri: str, storage_options: Mapping[str, Any], how: ReadConfig) -> 
     storage = Storage(uri, storage_options)
     if storage.exists():
         files = storage.sizes()
-        found = list(_of_files(storage, files, how))
     elif _is_glob(uri):
         top, pattern = _split_glob(uri)
         storage = Storage(top, storage_options)
@@ -83,9 +83,9 @@ def _of_input(uri: str, storage_options: Mapping[str, Any], how: ReadConfig) -> 
         files = {path: size for path, size in storage.sizes().items() if matches.match(path)}
         if not files:
             raise DataError(f"the input {uri} matches nothing. Give {_ALLOWED}.")
-        found = list(_of_files(storage, files, how))
     else:
         raise DataError(f"the input {uri} does not exist. Give {_ALLOWED}.")
+    found = list(_of_files(storage, files, how))
     if not found:
         raise DataError(f"the input {uri} holds neither archives nor images. Give {_ALLOWED}.")
     yield from found
@@ -94,29 +94,27 @@ def _of_input(uri: str, storage_options: Mapping[str, Any], how: ReadConfig) -> 
 def _of_file(parent: Storage, name: str, how: ReadConfig) -> Found:
     kind = archive_kind(name)
     if kind == "parquet" and not _has_images(parent, name, how):
-        yield from _of_manifest(parent, _rows_of_parquet(parent, name), name, how)
+        yield from _of_manifest(parent, _rows_of_parquet(parent, name), name)
     elif kind is not None:
-        yield Shard(parent.join(name), kind), None
+        yield Shard(parent.join(name), kind)
     elif is_image_name(name):
-        yield from grouped_images(parent.uri, [Member(name, size=parent.size(name))])
+        yield parent.uri, Member(name, size=parent.size(name))
     elif name.lower().endswith(_MANIFESTS):
-        yield from _of_manifest(parent, _rows_of_text(parent, name), name, how)
+        yield from _of_manifest(parent, _rows_of_text(parent, name), name)
     else:
         raise DataError(f"the input {parent.join(name)} is no archive, image or manifest. Give {_ALLOWED}.")
 
 
 def _of_files(storage: Storage, files: Mapping[str, int], how: ReadConfig) -> Found:
-    """The archives among files below a folder, then the images."""
-    images = []
+    """The archives and images among files below a folder."""
     for path, size in files.items():
         kind = archive_kind(path)
         if kind == "parquet" and not _has_images(storage, path, how):
             log.warning("%s has no column of image bytes; it is passed over", storage.join(path))
         elif kind is not None:
-            yield Shard(storage.join(path), kind), None
+            yield Shard(storage.join(path), kind)
         elif is_image_name(path):
-            images.append(Member(path, size=size))
-    yield from grouped_images(storage.uri, images)
+            yield storage.uri, Member(path, size=size)
 
 
 def _has_images(storage: Storage, path: str, how: ReadConfig) -> bool:
@@ -143,25 +141,21 @@ class _Place:
     fields: Mapping[str, Any]
 
 
-def _of_manifest(parent: Storage, rows: Iterable[Mapping[str, Any]], name: str, how: ReadConfig) -> Found:
-    """Archives in the manifest's order, then its images, those of one root together; a place is looked up only when
-    it is read."""
-    images: dict[str, list[Member]] = {}
+def _of_manifest(parent: Storage, rows: Iterable[Mapping[str, Any]], name: str) -> Found:
+    """What a manifest names, in its order; a place is looked up only when it is read."""
     count = 0
     for row in rows:
         place = _place(parent, row, name)
         count += 1
         kind = archive_kind(place.path)
         if kind is not None:
-            yield Shard(place.storage.join(place.path), kind), None
+            yield Shard(place.storage.join(place.path), kind)
         elif is_image_name(place.path):
-            images.setdefault(place.storage.uri, []).append(Member(place.path, fields=place.fields))
+            yield place.storage.uri, Member(place.path, fields=place.fields)
         else:
             raise DataError(f"{parent.join(name)} names {place.path!r}, which is no archive and no image.")
     if not count:
         raise DataError(f"the manifest {parent.join(name)} names nothing. Write one path or URI a line.")
-    for root, members in images.items():
-        yield from grouped_images(root, members)
 
 
 def _place(parent: Storage, row: Mapping[str, Any], name: str) -> _Place:

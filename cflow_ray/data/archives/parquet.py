@@ -116,7 +116,7 @@ def _bytes_of(value: Any, how: ReadConfig) -> bytes | CflowRayError:
     content = value.get("bytes") if isinstance(value, dict) else value
     if content is None:
         return RecordError("the row holds no image", "no_image")
-    return too_large(len(content), how.max_image_size) if len(content) > how.max_image_size else content
+    return too_large(len(content), how) or content
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from cflow_ray.config import ReadConfig
 from cflow_ray.errors import CflowRayError, RecordError
 
 
@@ -37,9 +38,11 @@ def problem_of_name(name: str) -> str | None:
     return None
 
 
-def too_large(size: int, limit: int) -> RecordError:
-    """The error of a record above the limit."""
-    return RecordError(f"{size} bytes; at most {limit} are read (max_image_size)", "too_large")
+def too_large(size: int, how: ReadConfig) -> RecordError | None:
+    """The error of a record above the limit; None for the others."""
+    if size <= how.max_image_size:
+        return None
+    return RecordError(f"{size} bytes; at most {how.max_image_size} are read (max_image_size)", "too_large")
 
 
 def without_repeats(keys: Iterator[str]) -> Iterator[str | None]:

@@ -11,16 +11,16 @@ from dataclasses import replace
 from typing import Any
 
 from cflow_ray.config import ReadConfig
-from cflow_ray.data.archives.extents import batches, fetch, whole
+from cflow_ray.data.archives.extents import fetch_members
 from cflow_ray.data.archives.index import INDEX_SUFFIX, Extent, Member, ShardIndex
 from cflow_ray.data.archives.records import Record, problem_of_name, safe_key, too_large
 from cflow_ray.data.images import is_image_name
-from cflow_ray.errors import CflowRayError, StorageError
+from cflow_ray.errors import CflowRayError, RecordError, StorageError
 from cflow_ray.store.storage import Storage
 
 SIDE_CARS = ("json", "cls", "txt")
 """Extensions of WebDataset's files that say something of the image of the same name."""
-_BLOCK = 512
+_BLOCK = tarfile.BLOCKSIZE
 
 
 def read_tar_index(storage: Storage, name: str) -> ShardIndex:
@@ -35,17 +35,17 @@ def read_tar_index(storage: Storage, name: str) -> ShardIndex:
 
 def read_tar_records(storage: Storage, name: str, members: Sequence[Member], how: ReadConfig) -> Iterator[Record]:
     """Successive records of a tar, fetched with their side-cars in few ranged reads."""
-    errors = [member.error or _over(member, how) for member in members]
-    sizes = [0 if error else member.size for member, error in zip(members, errors, strict=True)]
-    for run in batches(sizes):
-        wanted = [extent for number in run if not errors[number] for extent in _extents(members[number], how)]
-        found = fetch(storage, name, wanted)
-        for number in run:
-            member = members[number]
-            where = f"{member.key} in {storage.join(name)}"
-            content = errors[number] or whole(found[member.extent], member.extent, where)
-            sides = {side: found[extent] for side, extent in member.sides.items() if extent in found}
-            yield Record(member.key, content, fields_of_sides(sides))
+
+    def extents_of(member: Member) -> Iterator[Extent]:
+        yield member.extent
+        yield from (extent for extent in member.sides.values() if not too_large(extent.size, how))
+
+    def error_of(member: Member) -> RecordError | None:
+        return member.error or too_large(member.size, how)
+
+    for member, content, found in fetch_members(storage, name, members, error_of, extents_of):
+        sides = {side: found[extent] for side, extent in member.sides.items() if extent in found}
+        yield Record(member.key, content, fields_of_sides(sides))
 
 
 def member_of_header(info: tarfile.TarInfo) -> Member | None:
@@ -133,15 +133,6 @@ def index_from_headers(file: Any, uri: str) -> ShardIndex:
 def damaged(error: BaseException) -> str:
     """What a table says of the records that damage hides."""
     return f"damaged tar: {' '.join(safe_key(str(error)).split()) or type(error).__name__}"
-
-
-def _extents(member: Member, how: ReadConfig) -> Iterator[Extent]:
-    yield member.extent
-    yield from (extent for extent in member.sides.values() if extent.size <= how.max_image_size)
-
-
-def _over(member: Member, how: ReadConfig) -> CflowRayError | None:
-    return too_large(member.size, how.max_image_size) if member.size > how.max_image_size else None
 
 
 def _kind_of(info: tarfile.TarInfo) -> str:

@@ -74,10 +74,8 @@ def _members(storage: Storage, name: str, how: ReadConfig) -> Iterator[_Item]:
 
 
 def _content(tar: tarfile.TarFile, info: tarfile.TarInfo, member: Member, how: ReadConfig) -> bytes | CflowRayError:
-    if member.error:
-        return member.error
-    if info.size > how.max_image_size:
-        return too_large(info.size, how.max_image_size)
+    if unusable := member.error or too_large(info.size, how):
+        return unusable
     file = tar.extractfile(info)
     content = file.read() if file else b""
     if len(content) < info.size:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from cflow_ray.config import ReadConfig
-from cflow_ray.data.archives.extents import batches, fetch, whole
+from cflow_ray.data.archives.extents import fetch_members
 from cflow_ray.data.archives.index import Member, ShardIndex
 from cflow_ray.data.archives.records import Record, problem_of_name, safe_key, too_large
 from cflow_ray.errors import CflowRayError, RecordError, StorageError
@@ -39,15 +39,13 @@ def read_zip_index(storage: Storage, name: str) -> ShardIndex:
 
 def read_zip_records(storage: Storage, name: str, members: Sequence[Member], how: ReadConfig) -> Iterator[Record]:
     """Successive records of a zip, fetched in few ranged reads and unpacked within the limit."""
-    errors = [member.error or _over(member, how) for member in members]
-    sizes = [0 if error else member.size for member, error in zip(members, errors, strict=True)]
-    for run in batches(sizes):
-        found = fetch(storage, name, (members[number].extent for number in run if not errors[number]))
-        for number in run:
-            member = members[number]
-            where = f"{member.key} in {storage.join(name)}"
-            content = errors[number] or whole(found[member.extent], member.extent, where)
-            yield Record(member.key, _unpacked(content, member) if isinstance(content, bytes) else content)
+
+    def error_of(member: Member) -> RecordError | None:
+        assert member.packed is not None
+        return member.error or too_large(max(member.packed[1], member.packed[3]), how)
+
+    for member, content, _ in fetch_members(storage, name, members, error_of):
+        yield Record(member.key, _unpacked(content, member) if isinstance(content, bytes) else content)
 
 
 def _member(info: zipfile.ZipInfo, until: int) -> Member:
@@ -68,12 +66,6 @@ def _problem(info: zipfile.ZipInfo) -> str | None:
     if info.compress_type not in _METHODS:
         return f"unknown_compression: method {info.compress_type}; pack it again as stored or deflate"
     return None
-
-
-def _over(member: Member, how: ReadConfig) -> CflowRayError | None:
-    assert member.packed is not None
-    size = max(member.packed[1], member.packed[3])
-    return too_large(size, how.max_image_size) if size > how.max_image_size else None
 
 
 def _unpacked(span: bytes, member: Member) -> bytes | CflowRayError:
