@@ -1,5 +1,6 @@
 """The configuration of every verb: frozen pydantic models, read from YAML, overridden by flags, saved in checkpoints."""
 
+from cflow_ray.config.cluster import ClusterConfig, Resources, RunConfig
 from cflow_ray.config.data import MAX_PIXELS, DataConfig, Layout, ReadConfig
 from cflow_ray.config.detector import (
     AugmentationConfig,
@@ -17,16 +18,12 @@ from cflow_ray.config.detector import (
     TilingConfig,
 )
 from cflow_ray.config.model import Bytes, Model, Uri, absolute_uri, load_config, parse_size
+from cflow_ray.config.tables import CompactConfig, DiffConfig, DriftConfig, EvaluateConfig, StatusConfig
 from cflow_ray.config.verbs import (
     CalibrateConfig,
     CategoryConfig,
     CheckConfig,
-    ClusterConfig,
-    CompactConfig,
     DemoConfig,
-    DiffConfig,
-    DriftConfig,
-    EvaluateConfig,
     ExportConfig,
     FitConfig,
     ImportConfig,
@@ -35,11 +32,8 @@ from cflow_ray.config.verbs import (
     PackConfig,
     Promotion,
     RegistryConfig,
-    Resources,
-    RunConfig,
     ScoreConfig,
     ServeConfig,
-    StatusConfig,
 )
 
 __all__ = [

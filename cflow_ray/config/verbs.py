@@ -1,97 +1,20 @@
-"""What every verb of the command line is told."""
+"""What the verbs of the command line are told that fit, pack, score, serve and keep versions."""
 
 from __future__ import annotations
 
-import math
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from cflow_ray.config.cluster import ClusterConfig, RunConfig
 from cflow_ray.config.data import DataConfig, ReadConfig
 from cflow_ray.config.detector import DetectorConfig, Fraction, Recipe, Runtime
 from cflow_ray.config.model import Bytes, Model, Uri, merge, validated
-from cflow_ray.errors import ConfigError
 
 Maps = Literal["none", "anomalous", "all"]
 MapFormat = Literal["png16", "png8", "float16"]
 Promotion = Literal["newest", "best-nll", "better-than-current", "never"]
-
-
-class Resources(Model):
-    """What one worker takes of its node."""
-
-    cpu: float = Field(default=1, gt=0)
-    gpu: float = Field(default=0, ge=0)
-    """Fractions let several workers share a GPU."""
-    memory: Annotated[Bytes, Field(ge=0)] = 0
-    """Bytes that Ray sets aside for it, e.g. 4GB; 0 leaves memory out of the plan."""
-
-    def as_ray(self) -> dict[str, float]:
-        """Under Ray's names, what is 0 left out."""
-        return {name: value for name, value in self._named().items() if value > 0}
-
-    def room(self, node: Mapping[str, float]) -> int:
-        """How many workers fit a node with these resources."""
-        return min(int(node.get(name, 0) // value) for name, value in self.as_ray().items())
-
-    def __str__(self) -> str:
-        """As an error says it."""
-        return ", ".join(f"{value:g} {name}" for name, value in self.as_ray().items())
-
-    def _named(self) -> dict[str, float]:
-        return {"CPU": self.cpu, "GPU": self.gpu, "memory": self.memory}
-
-
-class ClusterConfig(Model):
-    """What the run asks of Ray."""
-
-    address: str | None = None
-    """Address of a running cluster; null joins $RAY_ADDRESS or starts a local one."""
-    workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Worker processes at most; auto: one a category, as many of them as the cluster has room for now and later."""
-    resources: Resources = Resources()
-    """Of every worker."""
-    wait: bool = False
-    """Begin with the workers that there is room for, none even, where the cluster has too few now, instead of failing."""
-
-    def worker_count(self, nodes: Sequence[Mapping[str, float]], tasks: int) -> int:
-        """How many workers a run for so many tasks has at most, if need be once the cluster has grown.
-
-        ConfigError where those that are asked for do not fit nodes with these resources and the run may not `wait`.
-        """
-        room = self.room(nodes)
-        asked = 1 if self.workers == "auto" else self.workers
-        if asked > room and not self.wait:
-            total = {name: sum(node.get(name, 0) for node in nodes) for name in self.resources.as_ray()}
-            has = ", ".join(f"{value:g} {name}" for name, value in total.items())
-            raise ConfigError(
-                f"{asked} workers of {self.resources} do not fit the cluster, which has {has} on {len(nodes)} "
-                f"nodes, room for {room}. Ask for fewer with --workers or --resources, or let the run --wait for nodes."
-            )
-        return tasks if self.workers == "auto" else min(self.workers, tasks)
-
-    def room(self, nodes: Sequence[Mapping[str, float]]) -> int:
-        """How many workers fit nodes with these resources."""
-        return sum(self.resources.room(node) for node in nodes)
-
-    def init_arguments(self) -> dict[str, Any]:
-        """Keyword arguments of `ray.init`; a local cluster starts without dashboard, one joined stays as it is."""
-        arguments: dict[str, Any] = {"ignore_reinit_error": True, "logging_level": "ERROR", "log_to_driver": False}
-        if self.address or os.environ.get("RAY_ADDRESS"):
-            return arguments | {"address": self.address or "auto"}
-        # "local": with no address at all, Ray would join the cluster that a file in its folder names, running or long dead.
-        cpus = max(2, math.ceil(os.cpu_count() or 2))
-        return arguments | {"address": "local", "include_dashboard": False, "num_cpus": cpus}
-
-
-class RunConfig(Model):
-    """What every verb takes."""
-
-    storage_options: dict[str, Any] = Field(default_factory=dict)
-    """Options of the file system behind the URIs, as fsspec names them (e.g. endpoint_url, key, secret)."""
-    cluster: ClusterConfig = ClusterConfig()
 
 
 class CategoryConfig(DetectorConfig):
@@ -289,54 +212,6 @@ class CalibrateConfig(RegistryConfig, DataConfig):
     """Memory for encoded features; past it they lie in a memory map in the temporary folder."""
 
 
-class EvaluateConfig(RunConfig, DataConfig):
-    """`cflow-ray evaluate`: metrics of a score table against a data set's labels and masks."""
-
-    results: Uri
-    paper_score: bool = False
-    """Also the paper's score, whose scale is the maximum over the test set; to compare with published numbers only."""
-    registry: Uri | None = None
-    """Where the detectors are that the paper's score is computed with anew."""
-
-
-class DriftConfig(RunConfig):
-    """`cflow-ray drift`: score tables against the calibration of the versions that made them."""
-
-    results: tuple[Uri, ...] = Field(min_length=1)
-    """Outputs of `score`; one that is named twice counts once."""
-    registry: Uri | None = None
-    """Where the calibration scores are; null: the registry that each table's plan names."""
-    only: tuple[str, ...] = ()
-    """Categories; empty for all."""
-    day_pattern: str | None = None
-    """Where a record's key names its day, anywhere in it, e.g. /{day}/ with {day} as YYYY-MM-DD or YYYYMMDD; null: every
-    row of a table is of the day (UTC) on which its job was planned."""
-    target_fpr: Fraction | None = None
-    """Up to which p-value an image counts as an alarm; null: each version's own target."""
-    alpha: Fraction = 0.01
-    """Largest chance that a report on undrifted lines says `refit due` of any category; the same for `watch`."""
-    min_distance: float = Field(default=0.1, ge=0, lt=1)
-    """Kolmogorov-Smirnov distance that is no reason for a refit; so much a day's anomalies may make up, too."""
-    min_images: int = Field(default=30, ge=1)
-    """Images of a day below which nothing is said of it."""
-    last_days: int = Field(default=3, ge=1)
-    """Latest days of which more than half decide on the category."""
-    fail_on_drift: bool = False
-    """Exit code 1 where a refit is due."""
-
-    @field_validator("results")
-    @classmethod
-    def _counts_once(cls, results: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(results))
-
-    @field_validator("day_pattern")
-    @classmethod
-    def _names_the_day(cls, pattern: str | None) -> str | None:
-        if pattern is not None and pattern.count("{day}") != 1:
-            raise ValueError("the pattern must hold {day} exactly once, e.g. 'line3/{day}/'")
-        return pattern
-
-
 class ServeConfig(RunConfig):
     """`cflow-ray serve`: the HTTP server over a registry."""
 
@@ -371,35 +246,3 @@ class DemoConfig(Model):
     target_fpr: Fraction = 0.05
     cluster: ClusterConfig = ClusterConfig()
     storage_options: dict[str, Any] = Field(default_factory=dict)
-
-
-class StatusConfig(RunConfig):
-    """`cflow-ray results status`: how far a scoring job is."""
-
-    output: Uri
-    """What `score` was given as `output`."""
-    rows: bool = False
-    """Also read the rows: errors by kind, anomalies by category."""
-
-
-class CompactConfig(RunConfig):
-    """`cflow-ray results compact`: small parts of a score table into large ones."""
-
-    output: Uri
-    part_size: Annotated[Bytes, Field(ge=1)] = 256 * 10**6
-    """Bytes from which on a part is left alone, as a number or as text like 64MB; so much memory is needed."""
-
-
-class DiffConfig(RunConfig):
-    """`cflow-ray results diff`: two score tables over the same images."""
-
-    a: Uri
-    b: Uri
-    by: Literal["key", "image_id"] = "key"
-    """What names an image; `image_id` also names its shard, for archives in which keys come more than once."""
-    limit: int = Field(default=20, ge=0)
-    """Images to list; `write` takes all."""
-    write: Uri | None = None
-    """Parquet file for all differences."""
-    fail_on_change: bool = False
-    """Exit with 1 where anything differs but scores."""
