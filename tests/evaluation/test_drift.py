@@ -12,22 +12,19 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from scipy import stats
-from torch import Generator
 
 from cflow_ray.cli import main
-from cflow_ray.config import DetectorConfig, DriftConfig, EncoderConfig, FlowConfig
+from cflow_ray.config import DriftConfig
 from cflow_ray.errors import CheckpointError, ConfigError, DataError
 from cflow_ray.evaluation.comparison import Comparison, DayScores, reach_of
 from cflow_ray.evaluation.days import DayRows, Group, GroupRows
 from cflow_ray.evaluation.drift import CategoryDrift, DriftReport, drift, report_of
-from cflow_ray.model.fitted import Fitted
-from cflow_ray.model.flow import Decoder
 from cflow_ray.model.scoring import Calibration
-from cflow_ray.store.checkpoint import Manifest
 from cflow_ray.store.registry import Registry
 from cflow_ray.store.results import PartName, write_part
 from cflow_ray.store.storage import Storage
 from tests.days import most_likely, normal_days, scores_of, squashed
+from tests.versions import add_untried_version
 
 MONDAY = date(2026, 11, 23)
 CONFIG = DriftConfig(results=("r",))
@@ -181,27 +178,7 @@ def test_a_category_is_judged_by_the_version_that_scores_it_now() -> None:
 
 
 def add_version(registry: Registry, category: str, scores: Sequence[float], peaks: Sequence[float] = (0.0,)) -> str:
-    """A version of a detector that is never run."""
-    config = DetectorConfig(
-        encoder=EncoderConfig(name="resnet18", strides=(8,)),
-        flow=FlowConfig(blocks=2, condition_channels=4),
-        input_size=64,
-        target_fpr=0.1,
-    )
-    decoder = Decoder(2, config.flow, Generator().manual_seed(0))
-
-    def manifest(version: str) -> Manifest:
-        return Manifest(
-            category=category,
-            version=version,
-            detector=config,
-            encoder_digest="",
-            channels=(2,),
-            peaks=tuple(peaks),
-            calibration_scores=tuple(sorted(scores)),
-        )
-
-    return registry.add(category, Fitted(config, (decoder,), Calibration.of(peaks, scores)), manifest)
+    return add_untried_version(registry, category, target_fpr=0.1, scores=scores, peaks=peaks)
 
 
 class Line:

@@ -6,11 +6,33 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
+
+Start = Callable[[str, BaseModel], subprocess.Popen[bytes]]
+
+
+@contextmanager
+def commands(environment: dict[str, str], folder: Path) -> Iterator[Start]:
+    """Starts `cflow-ray` verbs with a configuration, each in a process of its own; what still runs at the end is stopped."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(verb: str, config: BaseModel) -> subprocess.Popen[bytes]:
+        path = folder / f"{verb}-{len(started)}.yaml"
+        path.write_text(config.model_dump_json())
+        command = [str(Path(sys.executable).with_name("cflow-ray")), verb, "--config", str(path), "--json"]
+        with path.with_suffix(".log").open("wb") as log:
+            started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=environment))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait(30)
 
 
 def processes_below(ancestor: int, *names: str) -> list[int]:

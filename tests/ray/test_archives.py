@@ -5,8 +5,8 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import tarfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from cflow_ray.config import ScoreConfig
 from cflow_ray.score import score
 from cflow_ray.store.results import read_results
 from cflow_ray.store.storage import Storage
+from tests.tars import tar_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 
@@ -30,16 +31,11 @@ def images(miniature: Path) -> dict[str, bytes]:
     return {str(path.relative_to(miniature)): path.read_bytes() for path in paths}
 
 
-def tar_of(files: dict[str, bytes], **sides: Any) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for key, content in files.items():
-            for name, data in ((key, content), (f"{key.removesuffix('.png')}.json", json.dumps(sides).encode())):
-                info = tarfile.TarInfo(name)
-                info.size = len(data)
-                if sides or name == key:
-                    tar.addfile(info, io.BytesIO(data))
-    return buffer.getvalue()
+def with_sides(files: dict[str, bytes], **fields: Any) -> Iterator[tuple[str, bytes]]:
+    """Each image with a side-car beside it, as WebDataset writes them."""
+    for key, content in files.items():
+        yield key, content
+        yield f"{key.removesuffix('.png')}.json", json.dumps(fields).encode()
 
 
 def zip_of(files: dict[str, bytes]) -> bytes:
@@ -67,8 +63,8 @@ def rows_of(config: ScoreConfig) -> list[dict[str, Any]]:
 
 def test_one_image_has_one_score_in_archives_of_every_kind(registry: Path, images: dict[str, bytes], tmp_path: Path):
     archives = {
-        "a.tar": tar_of(images),
-        "b.tar.gz": gzip.compress(tar_of(images)),
+        "a.tar": tar_of(images.items()),
+        "b.tar.gz": gzip.compress(tar_of(images.items())),
         "c.zip": zip_of(images),
         "d.parquet": parquet_of(images),
     }
@@ -94,7 +90,7 @@ def test_one_image_has_one_score_in_archives_of_every_kind(registry: Path, image
 
 
 def test_a_streamed_archive_goes_on_where_parts_are_missing(registry: Path, images: dict[str, bytes], tmp_path: Path):
-    (tmp_path / "in.tgz").write_bytes(gzip.compress(tar_of(images)))
+    (tmp_path / "in.tgz").write_bytes(gzip.compress(tar_of(images.items())))
     config = config_of(registry, tmp_path / "out", tmp_path / "in.tgz", chunk_records=2)
     score(config)
     before = rows_of(config)
@@ -112,7 +108,7 @@ def test_a_streamed_archive_goes_on_where_parts_are_missing(registry: Path, imag
 
 def test_side_cars_name_the_category_and_are_kept(registry: Path, images: dict[str, bytes], tmp_path: Path):
     files = {f"{number:04}.png": content for number, content in enumerate(images.values())}
-    (tmp_path / "in.tar").write_bytes(tar_of(files, part="brick", line=3))
+    (tmp_path / "in.tar").write_bytes(tar_of(with_sides(files, part="brick", line=3)))
     config = config_of(registry, tmp_path / "out", tmp_path / "in.tar", category_field="part")
     assert score(config).errors == 0
     rows = rows_of(config)
@@ -138,10 +134,10 @@ def test_every_dead_record_is_a_row_that_says_why(registry: Path, images: dict[s
         "good.png": (good, "no_category"),
     }
     content = {key: data for key, (data, _) in files.items()}
-    cut = tar_of({f"brick/{number}.png": good for number in range(3)})
-    (tmp_path / "a.tar").write_bytes(tar_of(content))
+    cut = tar_of((f"brick/{number}.png", good) for number in range(3))
+    (tmp_path / "a.tar").write_bytes(tar_of(content.items()))
     (tmp_path / "b.zip").write_bytes(zip_of(content))
-    (tmp_path / "c.tar.gz").write_bytes(gzip.compress(tar_of(content)))
+    (tmp_path / "c.tar.gz").write_bytes(gzip.compress(tar_of(content.items())))
     (tmp_path / "d.parquet").write_bytes(parquet_of(content))
     (tmp_path / "e.tar").write_bytes(cut[: len(cut) // 2])
     (tmp_path / "f.zip").write_bytes(b"no zip")

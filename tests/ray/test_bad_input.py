@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from cflow_ray.score import score
 from cflow_ray.score.plan import plan_job
 from cflow_ray.store.results import read_results
 from cflow_ray.store.storage import Storage
+from tests.tars import tar_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 
@@ -55,11 +55,7 @@ def records(miniature: Path) -> dict[str, tuple[bytes, str]]:
 
 
 def write_tar(path: Path, records: dict[str, tuple[bytes, str]]) -> None:
-    with tarfile.open(path, "w") as tar:
-        for key, (content, _) in records.items():
-            info = tarfile.TarInfo(key)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
+    path.write_bytes(tar_of((key, content) for key, (content, _) in records.items()))
 
 
 def test_every_record_becomes_a_row(registry: Path, records: dict[str, tuple[bytes, str]], tmp_path: Path):

@@ -7,9 +7,9 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from cflow_ray.train.plan import plan_fit
 from cflow_ray.train.queue import QueueStatus
 from cflow_ray.train.run import fit
 from tests.ray.fault_proxy import HANG, FaultProxy
-from tests.ray.processes import in_a_process_of_its_own, is_alive, processes_below, wait_until
+from tests.ray.processes import commands, in_a_process_of_its_own, is_alive, processes_below, wait_until
 from tests.stores import Place, upload
 
 pytestmark = pytest.mark.ray
@@ -189,21 +189,10 @@ def test_more_than_the_cluster_has_is_refused_at_once_and_leaves_nothing_behind(
 def driver(
     elsewhere: dict[str, str], miniature: Path, tmp_path: Path
 ) -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
-    """Starts `cflow-ray fit` in a process with a cluster of its own; what still runs at the end is stopped."""
-    config = tmp_path / "fit.yaml"
-    settings = json.loads(config_of(miniature, tmp_path / "registry", "brick", "grass").model_dump_json())
-    config.write_text(json.dumps(settings | {"cluster": {"workers": 1}}))
-    started: list[subprocess.Popen[bytes]] = []
-
-    def start() -> subprocess.Popen[bytes]:
-        command = [str(Path(sys.executable).with_name("cflow-ray")), "fit", "--config", str(config), "--json"]
-        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=elsewhere))
-        return started[-1]
-
-    yield start
-    for process in started:
-        process.kill()
-        process.wait(30)
+    """Starts `cflow-ray fit` with a cluster of its own."""
+    config = config_of(miniature, tmp_path / "registry", "brick", "grass", cluster={"workers": 1})
+    with commands(elsewhere, tmp_path) as start:
+        yield partial(start, "fit", config)
 
 
 def test_a_driver_that_is_interrupted_and_then_killed_is_started_again_and_ends_as_if_nothing_had_happened(

@@ -7,9 +7,9 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import tarfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from cflow_ray.score import score
 from cflow_ray.store.results import read_results
 from cflow_ray.store.storage import Storage
 from tests.ray.fault_proxy import RESET, SHORT, FaultProxy
-from tests.ray.processes import in_a_process_of_its_own, is_alive, processes_below, wait_until
+from tests.ray.processes import commands, in_a_process_of_its_own, is_alive, processes_below, wait_until
 from tests.stores import Place
 
 pytestmark = pytest.mark.ray
@@ -75,20 +75,9 @@ def parts_in(output: Path) -> int:
 
 @pytest.fixture
 def driver(elsewhere: dict[str, str], tmp_path: Path) -> Iterator[Callable[[ScoreConfig], subprocess.Popen[bytes]]]:
-    """Starts `cflow-ray score` in a process with a cluster of its own; what still runs at the end is stopped."""
-    started: list[subprocess.Popen[bytes]] = []
-
-    def start(config: ScoreConfig) -> subprocess.Popen[bytes]:
-        path = tmp_path / f"score-{len(started)}.yaml"
-        path.write_text(config.model_dump_json())
-        command = [str(Path(sys.executable).with_name("cflow-ray")), "score", "--config", str(path), "--json"]
-        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=elsewhere))
-        return started[-1]
-
-    yield start
-    for process in started:
-        process.kill()
-        process.wait(30)
+    """Starts `cflow-ray score` with a cluster of its own."""
+    with commands(elsewhere, tmp_path) as start:
+        yield partial(start, "score")
 
 
 def test_a_driver_that_is_killed_again_and_again_leaves_every_row_once(
@@ -110,8 +99,8 @@ def test_a_driver_that_is_killed_again_and_again_leaves_every_row_once(
     before = parts_in(tmp_path / "out")
     assert before < RECORDS / 4
     last = driver(config)
-    printed, errors = last.communicate(timeout=300)
-    assert last.returncode == 0, errors
+    printed, _ = last.communicate(timeout=300)
+    assert last.returncode == 0
     summary = json.loads(printed)
     assert summary["rows"] == RECORDS
     assert summary["rows_of_this_run"] <= RECORDS - 4 * before
@@ -129,8 +118,8 @@ def test_two_drivers_on_one_output_end_with_one_right_table(
     config = config_of(registry, archive, tmp_path / "out", cluster={"workers": 1})
     first, second = driver(config), driver(config)
     for process in (first, second):
-        printed, errors = process.communicate(timeout=400)
-        assert process.returncode == 0, errors
+        printed, _ = process.communicate(timeout=400)
+        assert process.returncode == 0
         assert json.loads(printed)["rows"] == RECORDS
     assert_same(tmp_path / "out", undisturbed)
 

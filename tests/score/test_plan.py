@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import json
-import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
-from torch import Generator
 
-from cflow_ray.config import DetectorConfig, EncoderConfig, FlowConfig, ReadConfig, ScoreConfig
+from cflow_ray.config import DetectorConfig, ReadConfig, ScoreConfig
 from cflow_ray.data.archives import Record, Shard, read_index, write_shards
 from cflow_ray.errors import CflowRayError, CheckpointError, ConfigError, DataError, RecordError
-from cflow_ray.model.fitted import Fitted
-from cflow_ray.model.flow import Decoder
-from cflow_ray.model.scoring import Calibration
 from cflow_ray.score.plan import (
     FORMAT_VERSION,
     Plan,
@@ -26,36 +20,16 @@ from cflow_ray.score.plan import (
     read_plan,
     read_planned_index,
 )
-from cflow_ray.store.checkpoint import Manifest
 from cflow_ray.store.registry import Registry
 from cflow_ray.store.storage import Storage
+from tests.tars import tar_of
+from tests.versions import add_untried_version
 
 KEYS = [f"{category}/test/good/{number:03}.png" for category in ("cable", "screw") for number in range(7)]
 
 
 def add_version(registry: Registry, category: str, input_size: int = 64) -> str:
-    """A new version, not promoted, of a detector that is never run."""
-    config = DetectorConfig(
-        encoder=EncoderConfig(name="resnet18", strides=(8,)),
-        flow=FlowConfig(blocks=2, condition_channels=4),
-        input_size=input_size,
-        target_fpr=0.125,
-    )
-    decoder = Decoder(2, config.flow, Generator().manual_seed(0))
-    fitted = Fitted(config, (decoder,), Calibration.of([0.0], [0.5]))
-
-    def manifest(version: str) -> Manifest:
-        return Manifest(
-            category=category,
-            version=version,
-            detector=config,
-            encoder_digest="",
-            channels=(2,),
-            peaks=(0.0,),
-            calibration_scores=(0.5,),
-        )
-
-    return registry.add(category, fitted, manifest)
+    return add_untried_version(registry, category, input_size=input_size, target_fpr=0.125, scores=(0.5,))
 
 
 @pytest.fixture
@@ -283,13 +257,8 @@ def test_a_damaged_planned_index_is_named(config: ScoreConfig, output: Storage) 
 def test_a_damaged_archive_has_one_record_more_that_says_so(
     config: ScoreConfig, archive: Storage, output: Storage
 ) -> None:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for key in KEYS[:3]:
-            info = tarfile.TarInfo(key)
-            info.size = 1000
-            tar.addfile(info, io.BytesIO(bytes(1000)))
-    archive.write("cut.tar", buffer.getvalue()[: 3 * 1536 - 700])
+    whole = tar_of((key, bytes(1000)) for key in KEYS[:3])
+    archive.write("cut.tar", whole[: 3 * 1536 - 700])
     archive.write("none.tar", b"")
     plan = plan_job(changed(config, inputs=[archive.join("cut.tar"), archive.join("none.tar")]), output)
     assert [shard.records for shard in plan.shards] == [4, 1]
@@ -376,10 +345,7 @@ def test_the_default_pattern_finds_the_category_of_packed_records(config: ScoreC
 def test_the_categories_of_a_tar_made_with_a_leading_dot_are_found(
     config: ScoreConfig, archive: Storage, output: Storage
 ) -> None:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        tar.addfile(tarfile.TarInfo("./screw/1.png"))
-    archive.write("dot.tar", buffer.getvalue())
+    archive.write("dot.tar", tar_of([("./screw/1.png", b"")]))
     plan = plan_job(changed(config, inputs=[archive.join("dot.tar")]), output)
     (member,) = read_planned_index(output, plan.shards[0].id).members
     assert plan.category_of(Record(member.key, b"")) == "screw"

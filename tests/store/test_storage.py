@@ -39,22 +39,22 @@ def test_what_is_written_is_read_and_replaces_what_was_there(storage: Storage) -
         assert file.read() == b"ew"
 
 
-def written_once(storage: Storage) -> None:
-    assert storage.write_new("folder/file", b"first")
-    assert not storage.write_new("folder/file", b"second")
-    assert storage.read("folder/file") == b"first"
-    assert storage.files("folder") == ["folder/file"]
+def written_twice(storage: Storage) -> tuple[list[bool], bytes, list[str]]:
+    """What two writes of a new file say, then its content and all files."""
+    said = [storage.write_new("folder/file", content) for content in (b"first", b"second")]
+    return said, storage.read("folder/file"), storage.files("folder")
 
 
 def test_a_new_file_is_written_once(storage: Storage) -> None:
-    written_once(storage)
+    assert written_twice(storage) == ([True, False], b"first", ["folder/file"])
 
 
 @pytest.mark.s3
 @pytest.mark.parametrize("place", ["moto", "swift"], indirect=True)
 def test_a_new_file_is_written_once_on_s3(place: Place) -> None:
     """moto by a conditional write, Swift, which has none, by looking first."""
-    written_once(Storage(f"{place.root}/new", place.options))
+    storage = Storage(f"{place.root}/new", place.options)
+    assert written_twice(storage) == ([True, False], b"first", ["folder/file"])
 
 
 def test_files_and_sizes_are_sorted_and_relative_to_the_root(filled: Storage) -> None:

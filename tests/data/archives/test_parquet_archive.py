@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
@@ -39,38 +40,28 @@ def test_any_run_of_rows_is_read_alone(storage: Storage, rows: int) -> None:
         assert [(record.key, record.content) for record in found] == list(zip(KEYS, IMAGES, strict=True))[first:end]
 
 
-def test_a_run_of_rows_fetches_its_row_groups_alone(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_of_rows_fetches_its_row_groups_alone(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch, count_reads: Callable[[], list[int]]
+) -> None:
     if storage.is_local:
         pytest.skip("local files are not fetched in ranges")
     monkeypatch.setattr("cflow_ray.store.storage._READ_AHEAD", 2**12)
     table = pa.table({"image": [bytes(10_000)] * 100, "key": KEYS})
     shard = put(storage, table, rows=10)
     members = read_index(shard, {}, ReadConfig()).members
-    read, fetched = Storage.read, list[int]()
-
-    def counted(self: Storage, path: str, start: int | None = None, end: int | None = None) -> bytes:
-        content = read(self, path, start, end)
-        fetched.append(len(content))
-        return content
-
-    monkeypatch.setattr(Storage, "read", counted)
+    fetched = count_reads()
     assert len(list(read_records(shard, members[40:50], {}, ReadConfig()))) == 10
     assert sum(fetched) < 200_000 < storage.size("x.parquet")
 
 
-def test_the_index_reads_keys_and_no_images(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_index_reads_keys_and_no_images(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch, count_reads: Callable[[], list[int]]
+) -> None:
     if storage.is_local:
         pytest.skip("local files are not fetched in ranges")
     monkeypatch.setattr("cflow_ray.store.storage._READ_AHEAD", 2**12)
     shard = put(storage, pa.table({"image": [bytes(10_000)] * 100, "key": KEYS}))
-    read, fetched = Storage.read, list[int]()
-
-    def counted(self: Storage, path: str, start: int | None = None, end: int | None = None) -> bytes:
-        content = read(self, path, start, end)
-        fetched.append(len(content))
-        return content
-
-    monkeypatch.setattr(Storage, "read", counted)
+    fetched = count_reads()
     assert len(read_index(shard, {}, ReadConfig())) == 100
     assert sum(fetched) < 100_000
 

@@ -24,6 +24,7 @@ from cflow_ray.data.archives import read_index as read_index_of
 from cflow_ray.data.archives import read_records as read_records_of
 from cflow_ray.errors import CflowRayError, StorageError
 from cflow_ray.store.storage import Storage
+from tests.tars import tar_of
 
 Records = list[tuple[str, bytes]]
 
@@ -206,19 +207,11 @@ def test_any_run_of_records_is_read_alone(storage: Storage) -> None:
             assert list(read_records(shard, members[first:end])) == RECORDS[first:end]
 
 
-def test_a_range_fetches_its_own_bytes_alone(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_range_fetches_its_own_bytes_alone(storage: Storage, count_reads: Callable[[], list[int]]) -> None:
     records = [(f"{number}.png", bytes([number]) * 10_000) for number in range(50)]
     (shard,) = pack(storage, records)
-    fetched: list[int] = []
-    read = Storage.read
-
-    def counted(self: Storage, path: str, start: int | None = None, end: int | None = None) -> bytes:
-        content = read(self, path, start, end)
-        fetched.append(len(content))
-        return content
-
     members = read_index(shard).members
-    monkeypatch.setattr(Storage, "read", counted)
+    fetched = count_reads()
     assert list(read_records(shard, members[20:23])) == records[20:23]
     assert len(fetched) == 1
     assert fetched[0] <= 3 * (10_000 + 1024)
@@ -241,30 +234,20 @@ def write_tar(storage: Storage, content: bytes) -> Shard:
     return Shard(storage.join("x.tar"), "tar")
 
 
-def plain_tar(records: Records) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for key, content in records:
-            info = tarfile.TarInfo(key)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return buffer.getvalue()
-
-
 SIX: Records = [(f"c/{number}.png", bytes([number + 1]) * 700) for number in range(6)]  # 1536 bytes each in the tar
 
 
 def test_a_whole_tar_has_no_damage(storage: Storage) -> None:
-    index = read_index(write_tar(storage, plain_tar(SIX)))
+    index = read_index(write_tar(storage, tar_of(SIX)))
     assert (len(index.members), index.damage) == (6, None)
 
 
 def test_an_empty_but_whole_tar_has_neither_records_nor_damage(storage: Storage) -> None:
-    assert read_index(write_tar(storage, plain_tar([]))) == ShardIndex(())
+    assert read_index(write_tar(storage, tar_of([]))) == ShardIndex(())
 
 
 def test_a_tar_cut_anywhere_keeps_its_whole_records_and_says_that_there_is_damage(storage: Storage) -> None:
-    content = plain_tar(SIX)
+    content = tar_of(SIX)
     for end in [*range(0, 6 * 1536, 97), *range(0, 6 * 1536 + 1, 512)]:
         shard = write_tar(storage, content[:end])
         index = read_index(shard)
@@ -293,7 +276,7 @@ def test_a_record_whose_end_is_missing_is_an_error_that_names_it(storage: Storag
 
 
 def test_a_header_destroyed_in_the_middle_is_damage_not_the_end(storage: Storage) -> None:
-    content = bytearray(plain_tar(SIX))
+    content = bytearray(tar_of(SIX))
     content[3 * 1536 : 3 * 1536 + 512] = b"\xaa" * 512
     index = read_index(write_tar(storage, bytes(content)))
     assert [member.key for member in index.members] == [key for key, _ in SIX[:3]]
@@ -318,7 +301,7 @@ def test_any_damage_to_headers_leaves_records_or_damage(
     block: int, mutations: list[tuple[int, int]], checked: bool
 ) -> None:
     """Whatever the bytes are, the index is made; with `checked` the header's checksum is made to fit the damage."""
-    content = bytearray(plain_tar(SIX))
+    content = bytearray(tar_of(SIX))
     start = 512 * block
     for at, value in mutations:
         content[start + at] = value
@@ -331,7 +314,7 @@ def test_any_damage_to_headers_leaves_records_or_damage(
 
 @pytest.mark.parametrize("size", [b"\x80" + b"\xff" * 11, b"\xff" * 12, b"\x80\0\0\0\x7f" + b"\xff" * 7])
 def test_a_size_beyond_reason_is_damage(storage: Storage, size: bytes) -> None:
-    content = bytearray(plain_tar(SIX))
+    content = bytearray(tar_of(SIX))
     header = 2 * 1536
     content[header + 124 : header + 136] = size
     content[header + 148 : header + 156] = b" " * 8
@@ -360,7 +343,7 @@ class BrokenConnection(io.BytesIO):
 def test_a_connection_that_breaks_is_no_damage_of_the_tar(
     storage: Storage, monkeypatch: pytest.MonkeyPatch, error: OSError
 ) -> None:
-    shard = write_tar(storage, plain_tar(SIX))
+    shard = write_tar(storage, tar_of(SIX))
     content = storage.read("x.tar")
     monkeypatch.setattr(Storage, "open", lambda self, path: BrokenConnection(content, error))
     with pytest.raises(StorageError, match=rf"x\.tar.*{re.escape(str(error))}"):

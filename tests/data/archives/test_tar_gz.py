@@ -12,18 +12,9 @@ import pytest
 from cflow_ray.config import ReadConfig
 from cflow_ray.data.archives import Record, Shard, is_streamed, read_index, read_records, stream_records
 from cflow_ray.store.storage import Storage
+from tests.tars import tar_of
 
 SIX = [(f"c/{number}.png", bytes([number + 1]) * 700) for number in range(6)]
-
-
-def tar_of(records: list[tuple[str, bytes]]) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for key, content in records:
-            info = tarfile.TarInfo(key)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return buffer.getvalue()
 
 
 def stream(storage: Storage, content: bytes, how: ReadConfig | None = None) -> list[Record]:

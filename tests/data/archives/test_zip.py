@@ -6,6 +6,7 @@ import io
 import warnings
 import zipfile
 import zlib
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
@@ -76,18 +77,11 @@ def test_a_zip_that_was_streamed_has_its_sizes_behind_the_members(storage: Stora
     assert {record.key: record.content for record in records_of(shard)} == FILES
 
 
-def test_a_few_members_fetch_their_own_bytes_alone(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_few_members_fetch_their_own_bytes_alone(storage: Storage, count_reads: Callable[[], list[int]]) -> None:
     files = {f"{number}.png": bytes([number]) * 20_000 for number in range(50)}
     shard = put(storage, zipped(files, zipfile.ZIP_STORED))
     members = index_of(shard).members
-    read, fetched = Storage.read, list[int]()
-
-    def counted(self: Storage, path: str, start: int | None = None, end: int | None = None) -> bytes:
-        content = read(self, path, start, end)
-        fetched.append(len(content))
-        return content
-
-    monkeypatch.setattr(Storage, "read", counted)
+    fetched = count_reads()
     found = list(read_records(shard, members[20:23], {}, READ))
     assert [record.content for record in found] == list(files.values())[20:23]
     assert len(fetched) == 1
