@@ -36,9 +36,10 @@ def main() -> None:
             "registry": str(root / "registry"),
             "chunk_records": options.chunk_records,
             "runtime": options.runtime,
+            "batch_size": options.batch_size,
         }
         settings = {"root": str(root / "data"), "rounds": options.rounds, "chunks": chunks, "job": job}
-        figures = run_side(OURS, "ours.mixing", options.threads, batch_size=options.batch_size, **settings)
+        figures = run_side(OURS, "ours.mixing", options.threads, **settings)
     publish(_result(figures, options.chunk_records, options.batch_size), options, figures)
 
 

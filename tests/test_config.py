@@ -341,7 +341,11 @@ def test_all_splits_are_no_split(given_split: str | None, split: str | None) -> 
     cpu=st.floats(0.25, 32),
     gpu=st.sampled_from([0, 0.25, 0.5, 1, 2]),
     tasks=st.integers(1, 100),
-    wanted=st.one_of(st.just("auto"), st.integers(1, 100)),
+    wanted=st.one_of(
+        st.just("auto"),
+        st.integers(1, 100),
+        st.tuples(st.integers(1, 100), st.integers(0, 100)).map(lambda pair: f"{pair[0]}:{sum(pair)}"),
+    ),
 )
 def test_workers_fit_the_nodes_or_are_refused(
     nodes: list[tuple[float, int]], cpu: float, gpu: float, tasks: int, wanted: Any
@@ -350,14 +354,33 @@ def test_workers_fit_the_nodes_or_are_refused(
     cluster = ClusterConfig(workers=wanted, resources=Resources(cpu=cpu, gpu=gpu))
     room = sum(min(int(c // cpu), int(g // gpu) if gpu else 10**9) for c, g in nodes)
     given = [{"CPU": c, "GPU": float(g)} for c, g in nodes]
-    if room < (1 if wanted == "auto" else wanted):
+    least, _, most = (1, "", tasks) if wanted == "auto" else str(wanted).partition(":")
+    least, most = int(least), int(most or least)
+    waiting = cluster.model_copy(update={"wait": True})
+    if room < least:
         with pytest.raises(ConfigError, match="do not fit"):
             cluster.worker_count(given, tasks)
+        with pytest.raises(ConfigError, match="do not fit"):
+            cluster.pool(given, tasks)
     else:
-        assert cluster.worker_count(given, tasks) == (tasks if wanted == "auto" else min(wanted, tasks))
-    waiting = cluster.model_copy(update={"wait": True})
-    assert waiting.worker_count(given, tasks) == (tasks if wanted == "auto" else min(wanted, tasks))
+        assert cluster.worker_count(given, tasks) == min(most, tasks)
+        assert cluster.pool(given, tasks) == waiting.pool(given, tasks)
+    assert waiting.worker_count(given, tasks) == min(most, tasks)
     assert waiting.room(given) == room
+    first, largest = waiting.pool(given, tasks)
+    assert largest == min(most, tasks)
+    assert first == max(1, min(room, tasks, tasks if wanted == "auto" else least))
+
+
+@pytest.mark.parametrize("wanted", ["0", 0, -1, "many", "3:2", "0:4", "1:x", ":3", "2:", "1:2:3", "", 2.5, "२"])
+def test_what_is_no_number_of_workers_is_refused(wanted: Any) -> None:
+    with pytest.raises(ConfigError, match=r"'cluster\.workers' is"):
+        load_config(PackConfig, None, {"data": "d", "output": "o", "cluster": {"workers": wanted}})
+
+
+@pytest.mark.parametrize(("wanted", "parsed"), [("4", 4), (4, 4), ("2:8", "2:8"), ("3:3", "3:3"), ("auto", "auto")])
+def test_workers_are_a_number_a_range_or_auto(wanted: Any, parsed: Any) -> None:
+    assert ClusterConfig(workers=wanted).workers == parsed
 
 
 def test_a_request_for_more_gpus_than_there_are_says_what_there_is() -> None:

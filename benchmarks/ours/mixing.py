@@ -17,10 +17,8 @@ from cflow_ray.score.stages import ReadSpan, ScoreChunk
 from cflow_ray.store.results import finished_parts
 from cflow_ray.store.storage import Storage
 
-_CAPACITY_BYTES = 2 * 2**30
 
-
-def measure(root: str, rounds: int, chunks: int, job: dict[str, Any], batch_size: int) -> dict[str, Any]:
+def measure(root: str, rounds: int, chunks: int, job: dict[str, Any]) -> dict[str, Any]:
     """CPU seconds that the actor takes for all chunks, in either order, in turn; reading and decoding do not count."""
     by_category = [sorted(folder.glob("test/*/*.png")) for folder in sorted(Path(root).iterdir())]
     alternating = list(
@@ -30,7 +28,7 @@ def measure(root: str, rounds: int, chunks: int, job: dict[str, Any], batch_size
     with tempfile.TemporaryDirectory() as folder:
         ready = {}
         for name, paths in orders.items():
-            ready[name] = _decoded_and_actor(_packed(Path(folder) / name, root, paths, job), batch_size)
+            ready[name] = _decoded_and_actor(_packed(Path(folder) / name, root, paths, job))
         seconds: dict[str, list[float]] = {name: [] for name in orders}
         for turn in range(rounds + 1):
             for name, (decoded, actor) in ready.items():
@@ -50,13 +48,12 @@ def _packed(work: Path, root: str, paths: Sequence[Path], job: dict[str, Any]) -
     return ScoreConfig(inputs=(str(work / "in"),), output=str(work / "out"), **job)
 
 
-def _decoded_and_actor(config: ScoreConfig, batch_size: int) -> tuple[list[dict[str, Any]], ScoreChunk]:
+def _decoded_and_actor(config: ScoreConfig) -> tuple[list[dict[str, Any]], ScoreChunk]:
     output = Storage(config.output)
     plan = plan_job(config, output)
     (span,) = pending(plan, finished_parts(output), frozenset(), output).shards
-    decoded = list(ReadSpan(config.output, {}, plan.id)({"span": span.to_json()}))
-    actor = ScoreChunk(config.output, {}, plan.id, batch_size, _CAPACITY_BYTES, config.runtime)
-    return decoded, actor
+    decoded = list(ReadSpan(config, plan.id)({"span": span.to_json()}))
+    return decoded, ScoreChunk(config, plan.id)
 
 
 if __name__ == "__main__":

@@ -90,6 +90,7 @@ _SETTING = {  # flags whose setting has another name
     "target_fpr": "defaults.target_fpr",
     "workers": "cluster.workers",
     "resources": "cluster.resources",
+    "gpus_per_worker": "cluster.resources.gpu",
     "wait": "cluster.wait",
     "storage_option": "storage_options",
     "checkpoint": "checkpoints",

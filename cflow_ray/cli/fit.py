@@ -7,7 +7,7 @@ from typing import Any, get_args
 import click
 
 from cflow_ray.cli.command import Output, common, settings_of
-from cflow_ray.cli.options import Quantities, data_options, with_options
+from cflow_ray.cli.options import data_options, resources_option, wait_option, with_options
 from cflow_ray.config import FitConfig, Promotion, Recipe, load_config
 from cflow_ray.progress import ProgressBoard
 
@@ -31,12 +31,10 @@ from cflow_ray.progress import ProgressBoard
 @click.option("--all", "all", is_flag=True, default=None, help="Every category, not only those that --config lists.")
 @click.option("--promote", type=click.Choice(get_args(Promotion)), help="Which version becomes the best [newest].")
 @click.option(
-    "--workers", metavar="N|auto", help="Worker processes at most [auto: fill the cluster, and what joins it]."
+    "--workers", metavar="N|MIN:MAX|auto", help="Worker processes [auto: fill the cluster, and what joins it]."
 )
-@click.option("--resources", type=Quantities(), metavar="cpu=1,gpu=0.25,memory=4GB", help="Of one worker [cpu=1].")
-@click.option(
-    "--wait", is_flag=True, default=None, help="Begin with what the cluster has room for and wait for the rest."
-)
+@resources_option
+@wait_option
 @click.option("--save-seconds", type=float, metavar="S", help="How often a fit's state is kept; 0: never [60].")
 @click.option("--dry-run", is_flag=True, help="Print the plan, with estimates from a trial on this machine, and stop.")
 @click.option("--force", is_flag=True, default=None, help="Fit again what is finished already.")

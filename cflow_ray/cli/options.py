@@ -49,6 +49,13 @@ runtime_option = click.option(
     "--runtime", type=click.Choice(get_args(Runtime)), help="What executes the models [auto: the fastest installed]."
 )
 
+resources_option = click.option(
+    "--resources", type=Quantities(), metavar="cpu=1,gpu=0.25,memory=4GB", help="Of one worker [cpu=1]."
+)
+wait_option = click.option(
+    "--wait", is_flag=True, default=None, help="Begin with what the cluster has room for and wait for the rest."
+)
+
 
 def with_options(options: list[Callable[[Command], Command]]) -> Callable[[Command], Command]:
     """A decorator that adds the options in their order."""

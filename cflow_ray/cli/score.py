@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from cflow_ray.cli.command import Output, common, settings_of
-from cflow_ray.cli.options import data_options, runtime_option, with_options
+from cflow_ray.cli.options import data_options, resources_option, runtime_option, wait_option, with_options
 from cflow_ray.config import EvaluateConfig, PackConfig, ScoreConfig, load_config
 from cflow_ray.errors import DataError
 from cflow_ray.progress import ProgressBoard
@@ -65,7 +65,12 @@ def pack(out: Output, config_file: str | None, **flags: Any) -> None:
     "--max-error-fraction", type=float, metavar="SHARE", help="More rows with error make the exit code 1 [1]."
 )
 @runtime_option
-@click.option("--workers", type=int, metavar="N", help="Scoring actors [as many as the cluster has room for].")
+@click.option(
+    "--workers", metavar="N|MIN:MAX|auto", help="Scoring actors [auto: as many as there is room for, now and later]."
+)
+@resources_option
+@click.option("--gpus-per-worker", type=float, metavar="SHARE", help="GPUs of one scoring actor, e.g. 0.25 [0].")
+@wait_option
 @common
 def score(out: Output, config_file: str | None, **flags: Any) -> None:
     """Score image archives into a Parquet table, one row a record.

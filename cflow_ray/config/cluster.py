@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from cflow_ray.config.model import Bytes, Model
 from cflow_ray.errors import ConfigError
@@ -38,13 +39,26 @@ class Resources(Model):
         return {"CPU": self.cpu, "GPU": self.gpu, "memory": self.memory}
 
 
+def _parse_workers(given: object) -> object:
+    """A number, a range or `auto`; text of digits becomes a number."""
+    match = re.fullmatch(r"([1-9][0-9]*)(?::([1-9][0-9]*))?", str(given))
+    if given != "auto" and (match is None or int(match[1]) > int(match[2] or match[1])):
+        raise ValueError("give a number from 1 on, a range like 2:8 (at least, at most), or auto")
+    return given if match is None or match[2] else int(match[1])
+
+
+Workers = Annotated[int | str, BeforeValidator(_parse_workers)]
+"""A number of workers, a range `least:most`, or `auto`."""
+
+
 class ClusterConfig(Model):
     """What the run asks of Ray."""
 
     address: str | None = None
     """Address of a running cluster; null joins $RAY_ADDRESS or starts a local one."""
-    workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Worker processes at most; auto: one a category, as many of them as the cluster has room for now and later."""
+    workers: Workers = "auto"
+    """Worker processes: a number, or `least:most` between which their number follows work and room; auto: one for each
+    category of a fit and each chunk of a scoring job, as many of them as the cluster has room for now and later."""
     resources: Resources = Resources()
     """Of every worker."""
     wait: bool = False
@@ -55,16 +69,31 @@ class ClusterConfig(Model):
 
         ConfigError where those that are asked for do not fit nodes with these resources and the run may not `wait`.
         """
-        room = self.room(nodes)
-        asked = 1 if self.workers == "auto" else self.workers
-        if asked > room and not self.wait:
+        (least, most), room = self._asked(tasks), self.room(nodes)
+        if least > room and not self.wait:
             total = {name: sum(node.get(name, 0) for node in nodes) for name in self.resources.as_ray()}
             has = ", ".join(f"{value:g} {name}" for name, value in total.items())
             raise ConfigError(
-                f"{asked} workers of {self.resources} do not fit the cluster, which has {has} on {len(nodes)} "
+                f"{least} workers of {self.resources} do not fit the cluster, which has {has} on {len(nodes)} "
                 f"nodes, room for {room}. Ask for fewer with --workers or --resources, or let the run --wait for nodes."
             )
-        return tasks if self.workers == "auto" else min(self.workers, tasks)
+        return min(most, tasks)
+
+    def pool(self, nodes: Sequence[Mapping[str, float]], tasks: int) -> tuple[int, int]:
+        """With how many workers a pool begins, no more than there is room for, and how many it may grow to.
+
+        ConfigError as `worker_count`.
+        """
+        most = self.worker_count(nodes, tasks)
+        first = most if self.workers == "auto" else self._asked(tasks)[0]
+        return max(1, min(first, most, self.room(nodes))), most
+
+    def _asked(self, tasks: int) -> tuple[int, int]:
+        """Workers at least and at most."""
+        if self.workers == "auto":
+            return 1, tasks
+        least, _, most = str(self.workers).partition(":")
+        return int(least), int(most or least)
 
     def room(self, nodes: Sequence[Mapping[str, float]]) -> int:
         """How many workers fit nodes with these resources."""

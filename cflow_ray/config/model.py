@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -81,11 +82,8 @@ def _read_yaml(file: str) -> dict[str, Any]:
 def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for name, value in flat.items():
-        *parents, leaf = name.split(".")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = value
+        branch = reduce(lambda below, part: {part: below}, reversed(name.split(".")), value)
+        tree = merge(tree, branch)
     return tree
 
 

@@ -19,9 +19,8 @@ from cflow_ray.score.summary import JobSummary, Totals, finish
 from cflow_ray.store.results import finished_parts
 from cflow_ray.store.storage import Storage
 
-_READ_CPUS = 0.5  # unlike the actors' request, or Ray Data would fuse reading into the scoring actor
-_ACTOR_SHARE = 0.75  # of a worker's processors; the rest is left to reading
-_CAPACITY_BYTES = 2 * 2**30
+_READ_CPUS = 0.25  # unlike the request of actors, or Ray Data would fuse reading into the scoring actor
+_ACTOR_SHARE = 0.75  # of the processors of a worker; what is left on a node of one processor is room to read
 _BLOCK_BYTES = 2**20  # a decoded chunk is larger, so that it leaves its task as a block of its own
 
 
@@ -44,25 +43,30 @@ def score(config: ScoreConfig, progress: Callable[[int, int], None] = lambda don
     if rest.shards:
         ray.init(**config.cluster.init_arguments())
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        asked = config.cluster.worker_count(nodes, max(len(rest.shards), rest.chunks - rest.done))
-        # No more than there is room for: an actor that died would wait for its place behind those that have none yet.
-        workers = max(1, min(asked, config.cluster.room(nodes)))
-        dataset = pipeline(rest.spans(workers), config, plan.id, workers)
+        # Ray Data adds no actor without room: one that died would wait for its place behind those that have none yet.
+        actors = config.cluster.pool(nodes, max(rest.due, config.cluster.room(nodes) if rest.is_open else 0))
+        divided_among = actors[0] if config.cluster.workers == "auto" else actors[1]
+        dataset = pipeline(rest.spans(divided_among), config, plan.id, actors)
         _run(dataset, run, lambda finished: progress(rest.done + finished, rest.chunks))
     return finish(results, plan, before, rest.done, run, time.monotonic() - start)
 
 
-def pipeline(spans: Sequence[Span], config: ScoreConfig, plan_id: str, workers: int) -> Dataset:
-    """Spans -> tasks that read and decode -> actors that score and write; one row and one block a chunk."""
+def pipeline(spans: Sequence[Span], config: ScoreConfig, plan_id: str, actors: tuple[int, int]) -> Dataset:
+    """Spans -> tasks that read and decode -> actors, so many at first and at most, that score and write.
+
+    One row and one block a chunk.
+    """
     job_context().target_max_block_size = _BLOCK_BYTES
     dataset = ray.data.from_items([{"span": span.to_json()} for span in spans], override_num_blocks=len(spans))
-    read = ReadSpan(config.output, config.storage_options, plan_id)
-    actor = (config.output, config.storage_options, plan_id, config.batch_size, _CAPACITY_BYTES, config.runtime)
+    read = ReadSpan(config, plan_id)
+    (first, most), of_actor = actors, config.cluster.resources
     return dataset.flat_map(read.__call__, num_cpus=_READ_CPUS).map(
         ScoreChunk,
-        fn_constructor_args=actor,
-        compute=ActorPoolStrategy(size=workers),
-        num_cpus=_ACTOR_SHARE * config.cluster.resources.cpu,
+        fn_constructor_args=(config, plan_id),
+        compute=ActorPoolStrategy(min_size=first, max_size=most),
+        num_cpus=_ACTOR_SHARE * of_actor.cpu,
+        num_gpus=of_actor.gpu or None,
+        memory=of_actor.memory or None,
     )
 
 

@@ -26,9 +26,19 @@ class Pending:
     """All that are known; a shard that was never read to its end adds those that are done."""
     done: int
 
+    @property
+    def due(self) -> int:
+        """Chunks that are to be done, as far as they are known."""
+        return self.chunks - self.done
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there are more chunks than are known."""
+        return any(span.to_end for span in self.shards)
+
     def spans(self, workers: int) -> list[Span]:
         """Spans of about equal length, short enough that every worker gets several."""
-        step = max(1, min(_LONGEST, (self.chunks - self.done) // (workers * _SPANS_OF_A_WORKER)))
+        step = max(1, min(_LONGEST, self.due // (workers * _SPANS_OF_A_WORKER)))
         divided = []
         for whole in self.shards:
             if whole.shard in self.streamed:

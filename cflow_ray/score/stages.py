@@ -6,20 +6,21 @@ import json
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import chain, islice
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cflow_ray.config import Runtime
+from cflow_ray.config import ScoreConfig
 from cflow_ray.data.archives import Record, Shard, ShardIndex, is_streamed, read_records, stream_records
 from cflow_ray.data.images import encode_map, prepare
 from cflow_ray.errors import CflowRayError, RecordError
 from cflow_ray.model.detector import Detector, Finding
+from cflow_ray.model.device import prepare_device
 from cflow_ray.model.scoring import judge
 from cflow_ray.score.pace import BatchSize
 from cflow_ray.score.plan import (
@@ -40,13 +41,15 @@ from cflow_ray.store.storage import Storage
 
 Row = dict[str, Any]
 
+_CAPACITY_BYTES = 2 * 2**30  # for the detectors of an actor
+
 
 class ReadSpan:
     """Reads and decodes the chunks of a span, one after the other; a record that cannot be carries its error on."""
 
-    def __init__(self, output: str, storage_options: Mapping[str, Any], plan_id: str) -> None:
-        self._output = output
-        self._storage_options = dict(storage_options)
+    def __init__(self, config: ScoreConfig, plan_id: str) -> None:
+        self._output = config.output
+        self._storage_options = config.storage_options
         self._storage_options_json = json.dumps(self._storage_options, sort_keys=True)
         self._plan_id = plan_id
 
@@ -93,23 +96,36 @@ class ReadSpan:
 
 
 class ScoreChunk:
-    """Scores a decoded chunk with the planned checkpoints and writes its part; the actor of the pipeline."""
+    """The actor of the pipeline.
 
-    def __init__(
-        self,
-        output: str,
-        storage_options: Mapping[str, Any],
-        plan_id: str,
-        batch_size: int | Literal["auto"],
-        capacity_bytes: int,
-        runtime: Runtime = "auto",
-    ) -> None:
+    What it needs is opened with the first chunk: what a constructor raises reaches the driver as text only.
+    """
+
+    def __init__(self, config: ScoreConfig, plan_id: str) -> None:
+        self._config = config
+        self._plan_id = plan_id
+
+    def __call__(self, chunk: Row) -> Row:
+        """From a decoded chunk to what the driver counts: rows, errors and seconds."""
+        return self._scorer(chunk)
+
+    @cached_property
+    def _scorer(self) -> ChunkScorer:
+        return ChunkScorer(self._config, self._plan_id)
+
+
+class ChunkScorer:
+    """Scores decoded chunks with the planned checkpoints and writes their parts."""
+
+    def __init__(self, config: ScoreConfig, plan_id: str) -> None:
         torch.set_num_threads(1)  # before the bank: its runtime takes as many
-        self._results = Storage(output, storage_options)
+        device = "cuda" if config.cluster.resources.gpu else "cpu"
+        prepare_device(device)
+        self._results = Storage(config.output, config.storage_options)
         self._plan = read_own_plan(self._results, plan_id)
-        self._batch_size = BatchSize(batch_size)
-        registry = Registry(Storage(self._plan.registry, storage_options))
-        self._bank = registry.bank(capacity_bytes, runtime=runtime)
+        self._batch_size = BatchSize(config.batch_size)
+        registry = Registry(Storage(self._plan.registry, config.storage_options))
+        self._bank = registry.bank(_CAPACITY_BYTES, device, config.runtime)
         self._broken: dict[str, str] = {}
 
     def __call__(self, chunk: Row) -> Row:

@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 def test_reading_is_not_fused_into_the_scoring_actors(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """Neighbours with equal resource requests would be one operator, and decoding would block the model."""
     config = ScoreConfig(inputs=("in",), registry="registry", output=str(tmp_path))
-    pipeline([Span("shard", (first,)) for first in range(0, 8, 2)], config, "plan", workers=1).explain()
+    pipeline([Span("shard", (first,)) for first in range(0, 8, 2)], config, "plan", (1, 1)).explain()
     _, _, optimised = capsys.readouterr().out.partition("Physical Plan (Optimized)")
     actors, tasks, *_ = optimised.strip("- \n").splitlines()
     assert actors.startswith("ActorPoolMapOperator[Map(ScoreChunk)]")
