@@ -51,7 +51,7 @@ format: install  ## put the code into the house format
 
 # Measurements against other libraries, results in benchmarks/results; BENCH="--quick" tries one out. benchmarks/README.md
 PEER := benchmarks/.venv-anomalib
-BENCHES := bench-fit bench-score bench-encoder bench-memory bench-load bench-fit-all bench-driver bench-archive bench-archive-memory bench-mixed
+BENCHES := bench-fit bench-score bench-encoder bench-memory bench-load bench-fit-all bench-driver bench-archive bench-archive-memory bench-mixed bench-scaling
 .PHONY: bench-peer $(BENCHES)
 
 bench-peer: $(PEER)/.installed  ## make the environment that anomalib, the benchmarks' peer, runs in
@@ -70,6 +70,7 @@ bench-fit-all: install bench-peer  ## a run over 15 categories against their fit
 bench-archive: install bench-peer  ## an archive job from an object store against a plain loop and anomalib (quarter of an hour)
 bench-archive-memory: install  ## peak memory of an archive job over 20,000 and 200,000 images (minutes)
 bench-mixed: install  ## chunks in which 15 categories alternate against sorted ones (minutes)
+bench-scaling: install  ## scheduling of a scoring job to 64 workers, and the plan of a million chunks (quarter of an hour)
 bench-driver: install  ## memory of a run's driver at 15 and at 300 categories (minutes)
 
 $(BENCHES):

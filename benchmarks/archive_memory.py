@@ -9,13 +9,12 @@ from typing import Any
 
 from benchmarks.images import draw_factory
 from benchmarks.options import parse, parser
+from benchmarks.references import refer
 from benchmarks.report import publish, significant
 from benchmarks.sides import OURS, run_side
-from cflow_ray.data.archives import INDEX_SUFFIX, Member, ShardIndex, write_shards
 from cflow_ray.store.storage import Storage
 
 _BLOBS = 30
-_SHARD_RECORDS = 10_000
 
 
 def main() -> None:
@@ -60,20 +59,9 @@ def _flags() -> ArgumentParser:
 
 def _job(work: Path, category: str, blobs: list[bytes], count: int, registry: str) -> dict[str, Any]:
     shards = Storage(str(work / "in"))
-    for number, first in enumerate(range(0, count, _SHARD_RECORDS)):
-        _refer(shards, f"night-{number:03d}", category, blobs, range(first, min(count, first + _SHARD_RECORDS)))
+    refer(shards, category, blobs, count)
     config = {"inputs": [shards.uri], "output": str(work / "out"), "registry": registry}
     return run_side(OURS, "ours.archiving", 1, config=config)
-
-
-def _refer(shards: Storage, name: str, category: str, blobs: list[bytes], records: range) -> None:
-    """A tar of the blobs whose index has many records, each with the bytes of a blob."""
-    (tar,) = write_shards(((f"{number}.png", blob) for number, blob in enumerate(blobs)), shards, name, 2**40)
-    written = ShardIndex.from_json(shards.read(tar + INDEX_SUFFIX))
-    assert written is not None
-    places = [(member.offset, member.size) for member in written.members]
-    members = [Member(f"{category}/{number:08d}.png", *places[number % len(places)]) for number in records]
-    shards.write(tar + INDEX_SUFFIX, ShardIndex(tuple(members)).to_json(shards.size(tar)))
 
 
 if __name__ == "__main__":

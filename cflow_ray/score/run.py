@@ -51,17 +51,24 @@ def score(config: ScoreConfig, progress: Callable[[int, int], None] = lambda don
     return finish(results, plan, before, rest.done, run, time.monotonic() - start)
 
 
-def pipeline(spans: Sequence[Span], config: ScoreConfig, plan_id: str, actors: tuple[int, int]) -> Dataset:
+def pipeline(
+    spans: Sequence[Span],
+    config: ScoreConfig,
+    plan_id: str,
+    actors: tuple[int, int],
+    reader: type = ReadSpan,
+    scorer: type = ScoreChunk,
+) -> Dataset:
     """Spans -> tasks that read and decode -> actors, so many at first and at most, that score and write.
 
-    One row and one block a chunk.
+    One row and one block a chunk. `reader` and `scorer` are made of the configuration and the plan's id.
     """
     job_context().target_max_block_size = _BLOCK_BYTES
     dataset = ray.data.from_items([{"span": span.to_json()} for span in spans], override_num_blocks=len(spans))
-    read = ReadSpan(config, plan_id)
+    read = reader(config, plan_id)
     (first, most), of_actor = actors, config.cluster.resources
     return dataset.flat_map(read.__call__, num_cpus=_READ_CPUS).map(
-        ScoreChunk,
+        scorer,
         fn_constructor_args=(config, plan_id),
         compute=ActorPoolStrategy(min_size=first, max_size=most),
         num_cpus=_ACTOR_SHARE * of_actor.cpu,
