@@ -14,7 +14,6 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torchvision.io import ImageReadMode, decode_image
 
 from benchmarks.images import gather

@@ -17,7 +17,7 @@ from fsspec.utils import glob_translate
 from cflow_ray.config import ReadConfig
 from cflow_ray.data.archives.images import grouped_images
 from cflow_ray.data.archives.index import Member, ShardIndex
-from cflow_ray.data.archives.parquet import image_column
+from cflow_ray.data.archives.parquet import byte_columns, image_column
 from cflow_ray.data.archives.shards import Shard, archive_kind
 from cflow_ray.data.images import is_image_name
 from cflow_ray.errors import DataError
@@ -123,7 +123,7 @@ def _has_images(storage: Storage, path: str, how: ReadConfig) -> bool:
             schema = pq.read_schema(file)
     except (pa.ArrowException, OSError):
         return True  # it is taken for a damaged archive, which the table then names
-    if how.image_column is None and not any("binary" in str(column.type) for column in schema):
+    if how.image_column is None and not byte_columns(schema):
         return False
     image_column(schema, storage.join(path), how)
     return True

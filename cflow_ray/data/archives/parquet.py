@@ -55,7 +55,7 @@ def read_parquet_records(storage: Storage, name: str, members: Sequence[Member],
 
 def image_column(schema: pa.Schema, uri: str, how: ReadConfig) -> str:
     """The column of image bytes: the one that is named, or the only one; raises DataError where that does not say."""
-    found = [column.name for column in schema if _holds_bytes(column.type)]
+    found = byte_columns(schema)
     if how.image_column is not None:
         if how.image_column not in found:
             raise DataError(f"{uri} has no column {how.image_column!r} of bytes; it has {', '.join(found) or 'none'}.")
@@ -66,6 +66,11 @@ def image_column(schema: pa.Schema, uri: str, how: ReadConfig) -> str:
             "--image-column."
         )
     return str(found[0])
+
+
+def byte_columns(schema: pa.Schema) -> list[str]:
+    """The columns that may hold images."""
+    return [column.name for column in schema if _holds_bytes(column.type)]
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:

@@ -215,6 +215,15 @@ def test_the_other_columns_of_a_table_are_fields(line: Storage, kind: str) -> No
     assert records[1].content == b"line/nut/2.png"
 
 
+def test_a_table_with_bytes_in_lists_alone_is_a_manifest(line: Storage) -> None:
+    table = pa.table({"path": ["screw/0.png"], "digests": pa.array([[b"1", b"2"]], pa.list_(pa.binary()))})
+    line.write("line/m.parquet", parquet(table))
+    ((shard, index),) = find(line.join("line/m.parquet"))
+    assert shard.kind == "images"
+    assert index is not None
+    assert [member.key for member in index.members] == ["screw/0.png"]
+
+
 def test_a_file_that_a_manifest_names_twice_is_scored_once(line: Storage) -> None:
     line.write("line/m.txt", b"screw/0.png\nscrew/0.png\n")
     ((shard, index),) = find(line.join("line/m.txt"))
