@@ -27,7 +27,9 @@ def read_zip_index(storage: Storage, name: str) -> ShardIndex:
     """The records of a zip; damage where its central directory cannot be read, since that alone says what it holds."""
     try:
         with storage.open(name) as file, zipfile.ZipFile(file) as archive:
-            infos = sorted((info for info in archive.infolist() if not info.is_dir()), key=lambda i: i.header_offset)
+            # Not `is_dir`, which fails on an empty name.
+            files = [info for info in archive.infolist() if not info.filename.endswith("/")]
+            infos = sorted(files, key=lambda info: info.header_offset)
             end = archive.start_dir
     except OSError as error:
         raise StorageError(f"cannot read the directory of {storage.join(name)}: {error}. Try again.") from error

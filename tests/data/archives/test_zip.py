@@ -140,6 +140,12 @@ def test_what_is_no_whole_zip_is_damage(storage: Storage, content: bytes) -> Non
     assert index.damage.startswith("damaged zip: ")
 
 
+def test_a_record_without_a_name_is_an_unsafe_name(storage: Storage) -> None:
+    content = bytearray(zipped({"0.png": b"0", "1.png": b"1"}))
+    content[content.rindex(b"PK\1\2") + 46] = 0  # the name of the second in the directory, which ends there
+    assert kinds(records_of(put(storage, bytes(content)))) == [None, "unsafe_name"]
+
+
 @settings(max_examples=150, deadline=None)
 @given(mutations=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=12))
 def test_any_damage_leaves_records_or_damage(mutations: list[tuple[int, int]]) -> None:
