@@ -15,9 +15,9 @@ from cflow_ray.data.findings import CategoryFigures, CheckReport, Finding, Kind
 from cflow_ray.data.images import ImageFacts, examine
 from cflow_ray.data.layouts.table import save_table
 from cflow_ray.data.layouts.tree import mask_files
-from cflow_ray.data.loading import computed_ahead
 from cflow_ray.data.samples import TEST, TRAIN, DataSet, Sample, spelled_alike
 from cflow_ray.errors import ImageError
+from cflow_ray.store.ahead import computed_ahead
 from cflow_ray.store.storage import Storage
 
 Progress = Callable[[int, int], None]

@@ -13,8 +13,8 @@ from cflow_ray.data.archives import find_shards
 from cflow_ray.data.archives.records import problem_of_name, safe_key
 from cflow_ray.data.archives.tar_shards import END_BYTES, record_bytes, shard_name
 from cflow_ray.data.datasets import read_data_set
-from cflow_ray.data.loading import REQUESTS, computed_ahead
 from cflow_ray.errors import DataError
+from cflow_ray.store.ahead import REQUESTS, computed_ahead
 from cflow_ray.store.storage import Storage
 
 

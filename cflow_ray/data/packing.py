@@ -12,9 +12,9 @@ from typing import Any
 from cflow_ray.config import DataConfig, Model, PackConfig
 from cflow_ray.data.archives import INDEX_SUFFIX
 from cflow_ray.data.archives.tar_shards import TarBuffer
-from cflow_ray.data.loading import REQUESTS, computed_ahead
 from cflow_ray.data.pack_plan import PackPlan, PlannedRecord, PlannedShard
 from cflow_ray.errors import ConfigError, DataError, StorageError
+from cflow_ray.store.ahead import REQUESTS, computed_ahead
 from cflow_ray.store.storage import Storage
 
 MANIFEST = "manifest.csv"

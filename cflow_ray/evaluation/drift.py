@@ -10,11 +10,11 @@ from itertools import groupby
 from typing import Any, Literal
 
 from cflow_ray.config import DriftConfig
-from cflow_ray.data.loading import computed_ahead
 from cflow_ray.errors import CheckpointError, ConfigError
 from cflow_ray.evaluation.comparison import Comparison, Reference, compare, holm_level, reach_of
 from cflow_ray.evaluation.days import COLUMNS, DayRows, Group, GroupRows
 from cflow_ray.model.scoring import Calibration
+from cflow_ray.store.ahead import computed_ahead
 from cflow_ray.store.origin import read_origin
 from cflow_ray.store.registry import Registry
 from cflow_ray.store.results import parts_of, read_columns

@@ -14,8 +14,8 @@ from pydantic import AwareDatetime, Field
 from cflow_ray.config import InputConfig, MapFormat, Maps, Model, ReadConfig, ScoreConfig
 from cflow_ray.data.archives import Record, Shard, ShardIndex, find_shards, is_streamed, read_index
 from cflow_ray.data.archives.shards import Kind
-from cflow_ray.data.loading import REQUESTS, computed_ahead
 from cflow_ray.errors import CheckpointError, ConfigError, DataError, RecordError
+from cflow_ray.store.ahead import REQUESTS, computed_ahead
 from cflow_ray.store.origin import PLAN
 from cflow_ray.store.registry import Registry
 from cflow_ray.store.storage import Storage

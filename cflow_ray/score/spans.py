@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
-from cflow_ray.data.loading import computed_ahead
 from cflow_ray.score.plan import Plan, PlannedShard, Span, read_length
+from cflow_ray.store.ahead import computed_ahead
 from cflow_ray.store.results import UNREADABLE, Ledger, PartName, read_columns
 from cflow_ray.store.storage import Storage
 

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
-from cflow_ray.data.loading import computed_ahead
 from cflow_ray.score.plan import Plan
+from cflow_ray.store.ahead import computed_ahead
 from cflow_ray.store.checkpoint import installed_packages
 from cflow_ray.store.results import PartName, read_columns
 from cflow_ray.store.storage import Storage

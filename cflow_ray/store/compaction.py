@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cflow_ray.errors import DataError, MissingFileError
+from cflow_ray.store.ahead import REQUESTS, computed_ahead
 from cflow_ray.store.results import (
     SCORE_SCHEMA,
     Ledger,
@@ -74,16 +77,21 @@ def _compact_shard(results: Storage, shard: str, part_bytes: int, summary: Compa
     parts = list(Ledger(sizes).parts(shard))
     _remove_covered(results, sizes, parts, summary)
     merge: _Merge | None = None
-    for name in parts:
+    for name, content in zip(parts, computed_ahead(partial(_content_of_chunk, results), parts, REQUESTS), strict=True):
         is_large = sizes[name.path] >= part_bytes
         if merge is not None and not merge.takes(name, is_large):
             merge.finish(summary)
             merge = None
         if merge is None:
             merge = _Merge(results, name.first, part_bytes)
-        merge.add(name, is_large)
+        merge.add(name, content, is_large)
     if merge is not None:
         merge.finish(summary)
+
+
+def _content_of_chunk(results: Storage, name: PartName) -> bytes | None:
+    """A small part whole; None for one that is compacted, which may not be needed."""
+    return results.read(name.path) if name.end is None else None
 
 
 def _remove_covered(results: Storage, sizes: dict[str, int], parts: list[PartName], summary: CompactionSummary) -> None:
@@ -96,9 +104,12 @@ def _remove_covered(results: Storage, sizes: dict[str, int], parts: list[PartNam
         if name.end is not None:
             with suppress(MissingFileError), open_part(results, name):
                 pass
-    for path in covered:
-        results.remove(path)
+    _remove(results, covered)
     summary.parts_removed += len(covered)
+
+
+def _remove(results: Storage, paths: Sequence[str]) -> None:
+    deque(computed_ahead(results.remove, paths, REQUESTS), maxlen=0)
 
 
 class _Merge:
@@ -126,17 +137,20 @@ class _Merge:
             return True
         return name.first == self._end and not self._is_full and not is_large
 
-    def add(self, name: PartName, is_large: bool) -> None:
-        """Take the rows of a part; a first one that is compacted already is read when there is a second."""
+    def add(self, name: PartName, content: bytes | None, is_large: bool) -> None:
+        """Take the rows of a part, whose content may be at hand.
+
+        A first one that is compacted already is read when there is a second.
+        """
         if not self._parts and name.end is not None:
             self._unread, self._end, self._is_full = name, name.end, is_large
             self._parts.append(name)
             return
         if self._unread is not None:
             self._end = self._unread.first
-            self._read(self._unread)
+            self._read(self._unread, None)
             self._unread = None
-        if self._read(name):  # a part without rows stays where it is: no span of records would cover it
+        if self._read(name, content):  # a part without rows stays where it is: no span of records would cover it
             self._parts.append(name)
         self._is_full = is_large or self._buffer.tell() >= self._part_bytes
 
@@ -148,16 +162,15 @@ class _Merge:
         self._writer.close()
         content = self._buffer.getvalue()
         self._results.write(PartName(self._parts[0].shard, self._first, self._end).path, content)
-        for name in self._parts:
-            self._results.remove(name.path)
+        _remove(self._results, [name.path for name in self._parts])
         summary.parts_written += 1
         summary.parts_removed += len(self._parts)
         summary.rows += self._end - self._first
         summary.bytes_written += len(content)
 
-    def _read(self, name: PartName) -> int:
+    def _read(self, name: PartName, content: bytes | None) -> int:
         """Take a part's rows from record `end` on; returns how many it has."""
-        with open_part(self._results, name) as file:
+        with open_part(self._results, name, content) as file:
             others = set(file.schema_arrow.names) - set(SCORE_SCHEMA.names)
             if others:
                 raise DataError(

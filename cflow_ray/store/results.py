@@ -238,12 +238,17 @@ def read_columns(results: Storage, name: PartName, columns: Sequence[str]) -> pa
 
 
 @contextmanager
-def open_part(results: Storage, name: PartName) -> Iterator[pq.ParquetFile]:
-    """A part to read rows from; raises MissingFileError where it is not there, DataError where it is damaged."""
+def open_part(results: Storage, name: PartName, content: bytes | None = None) -> Iterator[pq.ParquetFile]:
+    """A part, its content if that was read already, to read rows from.
+
+    Raises MissingFileError where it is not there, DataError where it is damaged.
+    """
     try:
+        if name.end is None and content is None:
+            content = results.read(name.path)
         with (
-            results.open(name.path) if name.end is not None else io.BytesIO(results.read(name.path)) as content,
-            pq.ParquetFile(content) as file,
+            results.open(name.path) if content is None else io.BytesIO(content) as source,
+            pq.ParquetFile(source) as file,
         ):
             rows = file.metadata.num_rows
             if name.end is not None and name.first + rows != name.end:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import tarfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,16 +28,21 @@ from tests.stores import Place
 pytestmark = pytest.mark.ray
 
 RECORDS = 240
+IMAGES = 60  # of them that also lie in the store as single objects
 ACTORS, READERS = "MapWorker", "ReadSpan"
 
 
 @pytest.fixture(scope="module")
 def archive(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return archive_of(RECORDS, miniature, tmp_path_factory.mktemp("archive"))
+
+
+def archive_of(count: int, miniature: Path, folder: Path) -> Path:
     """The test images of brick over and over, under a key of its own each."""
-    path = tmp_path_factory.mktemp("archive") / "night.tar"
+    path = folder / "night.tar"
     images = sorted((miniature / "brick" / "test").rglob("*.png"))
     with tarfile.open(path, "w") as tar:
-        for number in range(RECORDS):
+        for number in range(count):
             tar.add(images[number % len(images)], f"brick/{number:06}.png")
     return path
 
@@ -81,37 +86,67 @@ def driver(elsewhere: dict[str, str], tmp_path: Path) -> Iterator[Callable[[Scor
         yield partial(start, "score")
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.slow)])
 def test_a_driver_that_is_killed_again_and_again_leaves_every_row_once(
     driver: Callable[[ScoreConfig], subprocess.Popen[bytes]],
     registry: Path,
     archive: Path,
     undisturbed: pa.Table,
     tmp_path: Path,
-    kills: int,
 ) -> None:
-    """Killed in turn once so many more parts are there, and, of many times, at any moment of its first seconds."""
-    config = config_of(registry, archive, tmp_path / "out", chunk_records=1)
-    draws, workers = random.Random(7), list[int]()
-    for number in range(kills):
-        goal = parts_in(tmp_path / "out") + draws.randint(1, RECORDS // 2 // kills)
+    draws, output = random.Random(7), tmp_path / "out"
+
+    def wait() -> None:
+        goal = parts_in(output) + draws.randint(1, 12)
+        wait_until(lambda: parts_in(output) >= goal)
+
+    killed_again_and_again(driver, config_of(registry, archive, output), RECORDS, [wait] * 3)
+    assert_same(output, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_a_driver_that_is_killed_at_thirty_moments_leaves_every_row_once(
+    driver: Callable[[ScoreConfig], subprocess.Popen[bytes]], registry: Path, miniature: Path, tmp_path: Path
+) -> None:
+    """From its start on; half of the kills fall after the first part was written."""
+    records, draws, output = 12_000, random.Random(11), tmp_path / "out"
+    config = config_of(registry, archive_of(records, miniature, tmp_path), output, chunk_records=16)
+    score(config.model_copy(update={"output": str(tmp_path / "undisturbed")}))
+
+    def begin() -> None:
+        time.sleep(draws.uniform(0, 10))
+
+    def work() -> None:
+        before = parts_in(output)
+        wait_until(lambda: parts_in(output) > before)
+        time.sleep(draws.uniform(0, 2))
+
+    killed_again_and_again(driver, config, records, [begin, work] * 15)
+    assert_same(output, table_of(tmp_path / "undisturbed"))
+
+
+def killed_again_and_again(
+    driver: Callable[[ScoreConfig], subprocess.Popen[bytes]],
+    config: ScoreConfig,
+    records: int,
+    waits: Sequence[Callable[[], None]],
+) -> None:
+    """Kill a job after each of the waits, let it end at last, and look at what it says of itself and leaves running."""
+    output, workers = Path(config.output), list[int]()
+    for wait in waits:
         process = driver(config)
-        if number % 2 and kills > 3:
-            time.sleep(draws.uniform(0, 15))
-        else:
-            wait_until(lambda goal=goal: parts_in(tmp_path / "out") >= goal)  # type: ignore[misc]
+        wait()
         workers += processes_below(process.pid, ACTORS)
         process.kill()
         assert process.wait(60) == -signal.SIGKILL
-    before = parts_in(tmp_path / "out")
-    assert before < RECORDS
+    before = parts_in(output)
+    assert 0 < before < records / config.chunk_records
     last = driver(config)
-    printed, _ = last.communicate(timeout=300)
+    printed, _ = last.communicate(timeout=500)
     assert last.returncode == 0
     summary = json.loads(printed)
-    assert summary["rows"] == RECORDS
-    assert summary["rows_of_this_run"] <= RECORDS - before
-    assert_same(tmp_path / "out", undisturbed)
+    assert summary["rows"] == records
+    assert summary["rows_of_this_run"] <= records - config.chunk_records * before
     wait_until(lambda: not any(is_alive(pid) for pid in workers))
 
 
@@ -200,7 +235,7 @@ def stored(swift: Place, proxy: FaultProxy, archive: Path) -> Place:
     storage = Storage(swift.root, swift.options)
     storage.write("in/night.tar", archive.read_bytes())
     with tarfile.open(archive) as tar:
-        for info in list(tar)[:60]:
+        for info in list(tar)[:IMAGES]:
             file = tar.extractfile(info)
             assert file is not None
             storage.write(f"images/{info.name}", file.read())
@@ -209,18 +244,20 @@ def stored(swift: Place, proxy: FaultProxy, archive: Path) -> Place:
 
 @pytest.mark.s3
 @pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize(("given", "records"), [("in/night.tar", RECORDS), ("images", IMAGES)])
 def test_a_third_of_requests_failing_costs_nothing_but_time(
-    stored: Place, proxy: FaultProxy, registry: Path, undisturbed: pa.Table
+    stored: Place, proxy: FaultProxy, registry: Path, undisturbed: pa.Table, given: str, records: int
 ) -> None:
+    """From the listing of the input on."""
     proxy.disturb(429, 500, 503, RESET, SHORT, share=0.3, seed=3)
-    config = config_of(registry, f"{stored.root}/in/night.tar", f"{stored.root}/out", storage_options=stored.options)
-    summary = score(config)
+    output = f"{stored.root}/out-{records}"
+    summary = score(config_of(registry, f"{stored.root}/{given}", output, storage_options=stored.options))
     proxy.heal()
     assert proxy.harmed.total() >= 20
-    assert (summary.rows, summary.errors) == (RECORDS, 0)
-    table = read_results(Storage(f"{stored.root}/out", stored.options)).sort_by("key")
-    assert table["key"].to_pylist() == undisturbed["key"].to_pylist()
-    for found, right in zip(table["score"].to_pylist(), undisturbed["score"].to_pylist(), strict=True):
+    assert (summary.rows, summary.errors) == (records, 0)
+    table = read_results(Storage(output, stored.options)).sort_by("key")
+    assert table["key"].to_pylist() == undisturbed["key"].to_pylist()[:records]
+    for found, right in zip(table["score"].to_pylist(), undisturbed["score"].to_pylist(), strict=False):
         assert abs(found - right) <= 1e-5
 
 
@@ -253,10 +290,10 @@ def test_access_that_ends_half_way_is_rows_with_errors_that_a_later_run_can_mend
     proxy.disturb(403, first="brick/000030.png")
     summary = score(config)
     proxy.heal()
-    assert summary.rows == 60
-    assert 0 < summary.errors < 60
+    assert summary.rows == IMAGES
+    assert 0 < summary.errors < IMAGES
     assert summary.errors_by_kind == {"unreadable": summary.errors}
     assert score(config).rows_of_this_run == 0
     mended = score(config.model_copy(update={"retry_errors": True}))
-    assert (mended.rows, mended.errors) == (60, 0)
-    assert summary.errors <= mended.rows_of_this_run < 60
+    assert (mended.rows, mended.errors) == (IMAGES, 0)
+    assert summary.errors <= mended.rows_of_this_run < IMAGES

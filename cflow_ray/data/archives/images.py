@@ -8,8 +8,8 @@ from cflow_ray.config import ReadConfig
 from cflow_ray.data.archives.index import Member, ShardIndex
 from cflow_ray.data.archives.records import Record, too_large
 from cflow_ray.data.archives.shards import Shard
-from cflow_ray.data.loading import REQUESTS, computed_ahead
 from cflow_ray.errors import CflowRayError, StorageError
+from cflow_ray.store.ahead import REQUESTS, computed_ahead
 from cflow_ray.store.storage import Storage
 
 GROUP = 10_000

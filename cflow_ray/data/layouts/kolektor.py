@@ -10,9 +10,9 @@ from typing import Any
 from cflow_ray.config import DataConfig
 from cflow_ray.data.images import has_defect
 from cflow_ray.data.layouts.tree import GOOD, Masks, existing_root, images_below, only_category, stem
-from cflow_ray.data.loading import computed_ahead
 from cflow_ray.data.samples import TEST, TRAIN, DataSet, Sample
 from cflow_ray.errors import DataError, ImageError
+from cflow_ray.store.ahead import computed_ahead
 from cflow_ray.store.storage import Storage
 
 log = logging.getLogger(__name__)

@@ -9,9 +9,9 @@ from typing import Any
 
 from cflow_ray.config import DataConfig
 from cflow_ray.data.layouts.tree import GOOD, existing_root, inside, stem
-from cflow_ray.data.loading import computed_ahead
 from cflow_ray.data.samples import TEST, TRAIN, DataSet, Sample
 from cflow_ray.errors import DataError
+from cflow_ray.store.ahead import computed_ahead
 from cflow_ray.store.storage import Storage
 
 LISTS = "realiad_jsons"
