@@ -308,5 +308,5 @@ def test_no_file_names_a_host(path: Path) -> None:
 
 def test_every_file_is_told_of() -> None:
     readme = (CLUSTER / "README.md").read_text(encoding="utf-8")
-    for path in (*MANIFESTS, CLUSTER / "serve.yaml", CLUSTER / "Dockerfile"):
+    for path in (*MANIFESTS, *(CLUSTER / name for name in ("serve.yaml", "Dockerfile", "alerts.yaml", "grafana.json"))):
         assert f"`{path.relative_to(CLUSTER)}`" in readme

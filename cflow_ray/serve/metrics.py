@@ -29,7 +29,7 @@ class Metrics(Collector):
         self._registry = registry = CollectorRegistry()
         self.requests = Counter("cflow_ray_requests", "Requests answered", ["route", "status"], registry=registry)
         self.request_seconds = Histogram(
-            "request_seconds", "From arrival to answer", ["route"], buckets=_SECONDS, registry=registry
+            "cflow_ray_request_seconds", "From arrival to answer", ["route"], buckets=_SECONDS, registry=registry
         )
         self.problems = Counter(
             "cflow_ray_problems", "Requests and images refused, by kind of problem", ["kind"], registry=registry
