@@ -89,7 +89,6 @@ _SETTING = {  # flags whose setting has another name
     "seed": "defaults.seed",
     "target_fpr": "defaults.target_fpr",
     "workers": "cluster.workers",
-    "gpu": "cluster.resources.gpu",
     "resources": "cluster.resources",
     "wait": "cluster.wait",
     "storage_option": "storage_options",

@@ -19,7 +19,6 @@ from cflow_ray.config import ServeConfig, load_config
 @click.option("--host", help="Address to listen on [127.0.0.1].")
 @click.option("--port", type=int, help="Port to listen on; 0 takes a free one [8000].")
 @click.option("--replicas", metavar="N|MIN:MAX", help="Copies of the service, or bounds for the load to decide [1].")
-@click.option("--gpu", type=float, metavar="SHARE", help="Of a GPU, for each copy, e.g. 0.25 [0].")
 @click.option("--tokens", metavar="FILE", help="YAML file, path or URI, of the tokens that are let in.")
 @runtime_option
 @common

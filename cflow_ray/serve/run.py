@@ -56,14 +56,13 @@ def build_app(args: dict[str, Any]) -> serve.Application:
     registry = Registry(Storage(config.registry, config.storage_options))
     if not registry.categories():
         raise CheckpointError(f"the registry {config.registry} holds no checkpoint. Run: cflow-ray fit ...")
-    resources = config.cluster.resources
     deployment = serve.deployment(
         serve.ingress()(Replica),
         name="ScoringService",
         **_copies(config),
         max_ongoing_requests=_MOST_REQUESTS,
         graceful_shutdown_timeout_s=config.deadline_seconds + _DRAIN_SECONDS,
-        ray_actor_options={"num_cpus": resources.cpu, "num_gpus": resources.gpu},
+        ray_actor_options={"num_cpus": config.cluster.resources.cpu},
     )
     application: serve.Application = deployment.bind(config.model_dump_json())
     return application

@@ -82,8 +82,7 @@ class ScoringService:
         self.metrics = Metrics(replica)
         self.room = Room(config.max_waiting)
         self._registry = Registry(Storage(config.registry, config.storage_options, _PATIENCE))
-        device = "cuda" if config.cluster.resources.gpu else "cpu"
-        self._bank = self._registry.bank(config.capacity_mb * 2**20, device, config.runtime)
+        self._bank = self._registry.bank(config.capacity_mb * 2**20, runtime=config.runtime)
         self.checkpoints = ServedCheckpoints(self._registry, self._bank.load, self.metrics.reloaded)
         self._loading = Loading(self._bank)
         self._batcher: Batcher[tuple[LoadedDetector, Tensor], Finding] = Batcher(

@@ -109,7 +109,12 @@ async def test_promotion_and_rollback_need_an_admin(own_registry: Path, images: 
         answer = await served.client.post("/v1/score/cat", content=images[0], headers=bearer(line[0]))
         assert answer.json()["checkpoint"] == second
         assert (await move("rollback", boss[0]))["checkpoint"] == first
-        for what, body in (("promote", {"json": {"version": "v9"}}), ("promote", {"json": {}}), ("rollback", {})):
+        for what, body in (
+            ("promote", {"json": {"version": "v9"}}),
+            ("promote", {"json": {"version": "../cup/v1"}}),
+            ("promote", {"json": {}}),
+            ("rollback", {}),
+        ):
             refused = await move(what, boss[0], **body)
             assert refused["type"] == "urn:cflow-ray:problem:invalid-request"
         (own_registry / "cat" / second / "decoders.safetensors").write_bytes(b"nonsense")
@@ -140,6 +145,16 @@ def test_a_rate_lets_a_second_s_worth_through_and_says_when_to_come_back(tmp_pat
         access.caller(limited[0], None)
     with pytest.raises(ProblemError):
         access.caller(limited[0], None)
+
+
+async def test_who_asks_too_often_is_told_when_to_come_back(fitted_registry: Path, tmp_path: Path) -> None:
+    line = make_token("line-3", "score", 0.001)
+    async with serving(fitted_registry, tokens=write(tmp_path / "tokens.yaml", line)) as served:
+        assert (await served.client.get("/v1/categories", headers=bearer(line[0]))).status_code == 200
+        refused = await served.client.get("/v1/categories", headers=bearer(line[0]))
+        assert kind_of(refused) == "rate-limited"
+        assert refused.status_code == 429
+        assert 990 < int(refused.headers["retry-after"]) <= 1000
 
 
 def test_tokens_of_environment_and_file_add_up(tmp_path: Path) -> None:

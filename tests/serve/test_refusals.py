@@ -78,6 +78,15 @@ async def test_more_images_than_are_allowed_are_refused(served: Served, count: i
     assert "4 images" in answer.json()["detail"]
 
 
+async def test_no_other_site_s_page_may_ask(served: Served) -> None:
+    origin = {"Origin": "http://elsewhere", "Access-Control-Request-Method": "POST"}
+    for answer in (
+        await served.client.options("/v1/score/cat", headers=origin),
+        await served.client.get("/v1/categories", headers=origin),
+    ):
+        assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
 async def test_a_request_keeps_its_id_or_gets_one(served: Served) -> None:
     given = await served.client.get("/healthz", headers={REQUEST_ID: "line-3.cam_1"})
     assert given.headers[REQUEST_ID] == "line-3.cam_1"
