@@ -84,7 +84,7 @@ class Served:
 
 
 @asynccontextmanager
-async def serving(root: Path, client: str = "127.0.0.1", **settings: object) -> AsyncIterator[Served]:
+async def serving(root: Path | str, client: str = "127.0.0.1", **settings: object) -> AsyncIterator[Served]:
     """A server over a registry, asked from an address."""
     config = ServeConfig.model_validate({"registry": str(root), "runtime": "torch", "reload_seconds": 3600, **settings})
     service = ScoringService(config, "first")

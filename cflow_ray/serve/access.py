@@ -20,6 +20,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from cflow_ray.config import Model, ServeConfig
 from cflow_ray.errors import CflowRayError, ConfigError
 from cflow_ray.serve.problems import ProblemError
+from cflow_ray.store.patience import Patience
 from cflow_ray.store.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ class Token(Model):
     """Requests a second in the mean, of each replica; null sets no bound."""
 
 
+_PATIENCE = Patience(seconds=5)  # the registry's pointers are followed after the tokens
 _TOKENS = TypeAdapter(tuple[Token, ...])
 
 
@@ -140,7 +142,8 @@ class Access:
         tokens = self._of_environment
         if self._config.tokens is not None:
             folder, _, name = self._config.tokens.rpartition("/")
-            text = Storage(folder, self._config.storage_options).read(name).decode("utf-8", "replace")
+            storage = Storage(folder or "/", self._config.storage_options, _PATIENCE)
+            text = storage.read(name).decode("utf-8", "replace")
             tokens += read_tokens(text, self._config.tokens)
         return {token.sha256: token for token in tokens}
 

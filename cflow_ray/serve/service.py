@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import ParamSpec, TypeVar
 
 from torch import Tensor
 
@@ -32,9 +31,7 @@ from cflow_ray.store.storage import Storage
 log = logging.getLogger(__name__)
 
 _PATIENCE = Patience(seconds=5)  # who asks for a cold category waits as long as this
-
-Arguments = ParamSpec("Arguments")
-Result = TypeVar("Result")
+_LEAST_THREADS = 2  # for decoding: one may wait for the other's file to be decompressed
 
 
 @dataclass(frozen=True)
@@ -88,8 +85,10 @@ class ScoringService:
         self._batcher: Batcher[tuple[LoadedDetector, Tensor], Finding] = Batcher(
             self._score_batch, config.batch_size, self.metrics.batch_images.observe
         )
-        # As many as there are processors: more would only take turns, and hold pixels while they wait.
-        self._decoding = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decoding")
+        # Few, as more would only take turns; apart, as what is scored should not wait for what came later.
+        threads = max(_LEAST_THREADS, math.ceil(config.cluster.resources.cpu))
+        self._decoding = ThreadPoolExecutor(threads, thread_name_prefix="decoding")
+        self._judging = ThreadPoolExecutor(threads, thread_name_prefix="judging")
         self._following = asyncio.create_task(self._follow())
         self._watch()
 
@@ -99,13 +98,17 @@ class ScoringService:
         Raises ImageError, and CheckpointError or StorageError where the checkpoint cannot be loaded.
         """
         start = time.perf_counter()
-        image = await self._decode(prepare, content, served.manifest.detector.input, self.config.max_pixels)
+        loop = asyncio.get_running_loop()
+        detector_input = served.manifest.detector.input
+        image = await loop.run_in_executor(self._decoding, prepare, content, detector_input, self.config.max_pixels)
         decoded = time.perf_counter()
         held = await self._loading.ready(served.key)
         loaded = time.perf_counter()
         answered = await self._batcher.submit((held, image.pixels_3HW))
         found = time.perf_counter()
-        verdict, map_png, overlay_png = await self._decode(self._judge, served, content, image, answered.result, wishes)
+        verdict, map_png, overlay_png = await loop.run_in_executor(
+            self._judging, self._judge, served, content, image, answered.result, wishes
+        )
         timings = Timings(
             decode_ms=1000 * (decoded - start),
             wait_ms=1000 * (loaded - decoded + answered.waited),
@@ -141,19 +144,14 @@ class ScoringService:
         self._following.cancel()
         await self._batcher.close()
         self._loading.close()
-        self._decoding.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._decoding, self._judging):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     def _promote(self, category: str, version: str) -> None:
         version = self._registry.resolve(category, version)
         self._bank.load((category, version))
         self._registry.promote(category, version)
         self.checkpoints.refresh()
-
-    async def _decode(
-        self, work: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
-    ) -> Result:
-        """What is neither for the event loop nor for the model's thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._decoding, lambda: work(*args, **kwargs))
 
     def _judge(
         self, served: ServedCheckpoint, content: bytes, image: PreparedImage, finding: Finding, wishes: Wishes

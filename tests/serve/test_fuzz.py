@@ -22,7 +22,7 @@ from cflow_ray.serve.api import build_api
 from cflow_ray.serve.service import ScoringService
 from tests.stores import free_port, wait_for_port
 
-EXAMPLES = 100  # of every operation
+EXAMPLES = 50  # of every operation
 SECRET, TOKEN = make_token("fuzz", "score", None)
 
 
