@@ -409,3 +409,8 @@ def test_replicas_are_a_number_or_bounds(given: Any, least: int, most: int) -> N
 def test_replicas_that_are_no_bounds_are_refused(given: Any) -> None:
     with pytest.raises(ConfigError, match="replicas"):
         load_config(ServeConfig, None, {"registry": "r", "replicas": given})
+
+
+def test_a_server_that_could_never_let_its_largest_request_in_is_refused() -> None:
+    with pytest.raises(ConfigError, match="max_images"):
+        load_config(ServeConfig, None, {"registry": "r", "max_waiting": 10})

@@ -269,6 +269,12 @@ class ServeConfig(RunConfig):
     deadline_seconds: float = Field(default=30, gt=0)
     """For a request from its arrival to its answer; a client may ask for less."""
 
+    @model_validator(mode="after")
+    def _lets_in_the_largest_request(self) -> Self:
+        if self.max_images > self.max_waiting:
+            raise ValueError(f"max_waiting, {self.max_waiting}, keeps out requests of max_images, {self.max_images}")
+        return self
+
 
 class DemoConfig(Model):
     """`cflow-ray demo`: the whole job on data that need no download."""

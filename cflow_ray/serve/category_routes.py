@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Request
+from pydantic import ValidationError
 
 from cflow_ray.errors import CheckpointError
 from cflow_ray.serve.answers import CategoryAnswer, CategoryDetailAnswer, PromotedAnswer, PromoteRequest
@@ -12,7 +13,11 @@ from cflow_ray.serve.callers import role_needed
 from cflow_ray.serve.checkpoints import ServedCheckpoint
 from cflow_ray.serve.problems import ProblemError
 from cflow_ray.serve.service import ScoringService
+from cflow_ray.serve.uploads import read_body
 
+_PROMOTE_BODY = {
+    "requestBody": {"required": True, "content": {"application/json": {"schema": PromoteRequest.model_json_schema()}}}
+}
 _RATES = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1)
 
 
@@ -31,12 +36,13 @@ def category_routes(service: ScoringService) -> APIRouter:
         """One category with its thresholds, versions and history."""
         return await _detail(service, category)
 
-    @router.post("/{category}/promote", dependencies=admin)
-    async def promote(category: str, request: PromoteRequest) -> CategoryDetailAnswer:
+    @router.post("/{category}/promote", dependencies=admin, openapi_extra=_PROMOTE_BODY)
+    async def promote(category: str, request: Request) -> CategoryDetailAnswer:
         """Make a version the best; one that does not load is refused."""
         served = service.checkpoints[category]
+        version = _version_in(await read_body(request, service.config))
         try:
-            await service.promote(served, request.version)
+            await service.promote(served, version)
         except CheckpointError as error:
             raise ProblemError("invalid-request", str(error)) from error
         return await _detail(service, category)
@@ -52,6 +58,16 @@ def category_routes(service: ScoringService) -> APIRouter:
         return await _detail(service, category)
 
     return router
+
+
+def _version_in(body: bytes) -> str:
+    """The version that a body names. FastAPI would read the whole body, of any size, before it asks who sent it."""
+    try:
+        return PromoteRequest.model_validate_json(body).version
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, ("body", *first["loc"])))
+        raise ProblemError("invalid-request", f"{place}: {first['msg']}") from error
 
 
 async def _detail(service: ScoringService, category: str) -> CategoryDetailAnswer:

@@ -110,7 +110,8 @@ async def _bounded(request: Request, limit_mb: float) -> AsyncGenerator[bytes, N
     """The body part by part; a ProblemError as soon as it is known to be too large, or the client is gone."""
     limit, total = limit_mb * 2**20, 0
     too_large = ProblemError("too-large", f"the body is larger than {limit_mb:g} MB (max_body_mb)")
-    if int(request.headers.get("content-length") or 0) > limit:
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > limit:
         raise too_large
     try:
         async for part in request.stream():

@@ -52,6 +52,16 @@ async def test_with_tokens_only_their_holders_are_let_in(
         assert answer.status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/v1/score/cat", "/v1/score", "/v1/categories/cat/promote"])
+async def test_nobody_s_body_is_read(fitted_registry: Path, path: str) -> None:
+    async def endless():
+        yield b"{"
+        raise AssertionError("read on")
+
+    async with serving(fitted_registry, client="10.0.0.9") as served:
+        assert kind_of(await served.client.post(path, content=endless())) == "unauthorized"
+
+
 @pytest.mark.parametrize("client", ["10.0.0.9", "192.168.1.1", "::ffff:10.0.0.9", "testclient"])
 async def test_without_tokens_only_this_machine_is_answered(fitted_registry: Path, client: str) -> None:
     async with serving(fitted_registry, client=client) as served:
@@ -89,7 +99,8 @@ async def test_a_token_is_revoked_and_added_without_a_restart(fitted_registry: P
 
 async def test_promotion_and_rollback_need_an_admin(own_registry: Path, images: list[bytes], tmp_path: Path) -> None:
     line, boss = make_token("line", "score", None), make_token("boss", "admin", None)
-    async with serving(own_registry, tokens=write(tmp_path / "tokens.yaml", line, boss)) as served:
+    tokens = write(tmp_path / "tokens.yaml", line, boss)
+    async with serving(own_registry, tokens=tokens, max_body_mb=0.5) as served:
 
         async def move(what: str, secret: str, **body: object) -> dict[str, object]:
             answer = await served.client.post(f"/v1/categories/cat/{what}", headers=bearer(secret), **body)
@@ -117,6 +128,8 @@ async def test_promotion_and_rollback_need_an_admin(own_registry: Path, images: 
         ):
             refused = await move(what, boss[0], **body)
             assert refused["type"] == "urn:cflow-ray:problem:invalid-request"
+        large = await move("promote", boss[0], content=b'{"version": "' + bytes(2**20))
+        assert large["type"] == "urn:cflow-ray:problem:too-large"
         (own_registry / "cat" / second / "decoders.safetensors").write_bytes(b"nonsense")
         served.service._bank._detectors.clear()
         assert "damaged" in str((await move("promote", boss[0], json={"version": "v2"}))["detail"])

@@ -43,7 +43,7 @@ async def until_in_hand(served: Served, images: int) -> None:
 async def test_what_is_too_much_is_refused_at_once_and_the_rest_answered(
     fitted_registry: Path, images: list[bytes]
 ) -> None:
-    async with serving(fitted_registry, max_waiting=3) as served:
+    async with serving(fitted_registry, max_waiting=3, max_images=3) as served:
         post = served.client.post
         await post("/v1/score/cat", content=images[0])
         async with held_up(served) as gate:
