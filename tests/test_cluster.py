@@ -15,7 +15,7 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from cflow_ray.cli import main
-from cflow_ray.config import FitConfig, ScoreConfig, ServeConfig, load_config
+from cflow_ray.config import FitConfig, Replicas, ScoreConfig, ServeConfig, load_config
 
 CHECKOUT = Path(__file__).parents[1]
 CLUSTER = CHECKOUT / "cluster"
@@ -211,7 +211,14 @@ def test_the_serve_configuration_is_one_that_ray_serve_and_the_builder_take(sour
     [application] = deploy.applications
     assert config["applications"][0].keys() <= schema.ServeApplicationSchema.model_fields.keys()
     assert application.import_path == "cflow_ray.serve:build_app"
-    assert load_config(ServeConfig, None, application.args).replicas == application.args["replicas"]
+    assert load_config(ServeConfig, None, application.args).replicas == Replicas(min=1, max=2)
+
+
+def test_the_ray_service_whose_port_others_reach_asks_for_tokens() -> None:
+    service = yaml.safe_load(read(CLUSTER / "kuberay" / "rayservice.yaml")["spec"]["serveConfigV2"])
+    config = load_config(ServeConfig, None, service["applications"][0]["args"])
+    assert service["http_options"]["host"] == "0.0.0.0"
+    assert config.tokens
 
 
 def test_the_application_s_builder_is_where_the_configuration_says() -> None:
@@ -230,7 +237,7 @@ def test_the_ray_service_runs_the_same_application() -> None:
     )
     theirs["http_options"]["host"] = ours["http_options"]["host"]
     for config in (ours, theirs):
-        for place in ("registry", "storage_options"):
+        for place in ("registry", "storage_options", "tokens"):
             config["applications"][0]["args"].pop(place, None)
     assert theirs == ours
 
@@ -241,7 +248,7 @@ def test_the_workers_of_the_ray_service_have_room_for_its_replicas() -> None:
     config = load_config(ServeConfig, None, args)
     [group] = cluster_spec(manifest)["workerGroupSpecs"]
     room = group["replicas"] * int(group["rayStartParams"]["num-cpus"])
-    assert config.replicas * config.cluster.resources.cpu <= room
+    assert config.replicas.max * config.cluster.resources.cpu <= room
 
 
 # The image
@@ -301,5 +308,5 @@ def test_no_file_names_a_host(path: Path) -> None:
 
 def test_every_file_is_told_of() -> None:
     readme = (CLUSTER / "README.md").read_text(encoding="utf-8")
-    for path in (*MANIFESTS, CLUSTER / "serve.yaml", CLUSTER / "Dockerfile"):
+    for path in (*MANIFESTS, *(CLUSTER / name for name in ("serve.yaml", "Dockerfile", "alerts.yaml", "grafana.json"))):
         assert f"`{path.relative_to(CLUSTER)}`" in readme

@@ -25,6 +25,7 @@ from cflow_ray.config import (
     ImportConfig,
     Model,
     PackConfig,
+    Replicas,
     Resources,
     ScoreConfig,
     ServeConfig,
@@ -416,3 +417,23 @@ def test_an_import_lays_its_settings_over_what_the_file_names_and_that_over_what
     resolved = config.resolved(assumed, {"encoder": {"mean": (0.5, 0.5, 0.5)}, "resampling": "lanczos"})
     assert (resolved.encoder.name, resolved.encoder.mean) == ("resnet34", (0.5, 0.5, 0.5))
     assert (resolved.size, resolved.resampling, resolved.top_fraction) == ((256, 256), "lanczos", 0)
+
+
+@pytest.mark.parametrize(
+    ("given", "least", "most"), [(3, 3, 3), ("3", 3, 3), ("1:4", 1, 4), ({"min": 2, "max": 5}, 2, 5)]
+)
+def test_replicas_are_a_number_or_bounds(given: Any, least: int, most: int) -> None:
+    config = load_config(ServeConfig, None, {"registry": "r", "replicas": given})
+    assert config.replicas == Replicas(min=least, max=most)
+    assert ServeConfig.model_validate(config.model_dump()) == config
+
+
+@pytest.mark.parametrize("given", [0, "0:2", "4:1", "many", "1:2:3", True, "1:", ":4"])
+def test_replicas_that_are_no_bounds_are_refused(given: Any) -> None:
+    with pytest.raises(ConfigError, match="replicas"):
+        load_config(ServeConfig, None, {"registry": "r", "replicas": given})
+
+
+def test_a_server_that_could_never_let_its_largest_request_in_is_refused() -> None:
+    with pytest.raises(ConfigError, match="max_images"):
+        load_config(ServeConfig, None, {"registry": "r", "max_waiting": 10})

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from cflow_ray.cli import main
-from cflow_ray.config import DetectorConfig, FitConfig, Layout
+from cflow_ray.config import DetectorConfig, FitConfig, Layout, ServeConfig
 
 CHECKOUT = Path(__file__).parents[1]
 PAGES = [
@@ -29,10 +29,13 @@ PAGES = [
         "docs/drift.md",
         "docs/fit.md",
         "docs/data.md",
+        "docs/serve.md",
     )
 ]
 README = PAGES[0].read_text(encoding="utf-8")
-SCORE_PAGE, RESULTS_PAGE, DRIFT_PAGE, FIT_PAGE, DATA_PAGE = (page.read_text(encoding="utf-8") for page in PAGES[-5:])
+SCORE_PAGE, RESULTS_PAGE, DRIFT_PAGE, FIT_PAGE, DATA_PAGE, SERVE_PAGE = (
+    page.read_text(encoding="utf-8") for page in PAGES[-6:]
+)
 
 
 def command_lines(program: str, page: str = README) -> list[str]:
@@ -44,7 +47,7 @@ def command_lines(program: str, page: str = README) -> list[str]:
     "line",
     [
         line
-        for page in (README, SCORE_PAGE, RESULTS_PAGE, DRIFT_PAGE, FIT_PAGE, DATA_PAGE)
+        for page in (README, SCORE_PAGE, RESULTS_PAGE, DRIFT_PAGE, FIT_PAGE, DATA_PAGE, SERVE_PAGE)
         for line in command_lines("cflow-ray", page)
     ],
 )
@@ -87,6 +90,22 @@ def test_every_layout_has_a_line_and_an_example_on_its_page():
     assert re.findall(r"^\| `(\w+)`", DATA_PAGE, re.MULTILINE) == list(get_args(Layout))
     examples = [line.split()[3] for line in command_lines("cflow-ray fit", DATA_PAGE)]
     assert examples == list(get_args(Layout))
+
+
+def test_the_page_of_the_server_names_every_problem_limit_and_metric():
+    pytest.importorskip("ray")
+    from cflow_ray.serve.access import read_tokens
+    from cflow_ray.serve.metrics import Metrics
+    from cflow_ray.serve.problems import KINDS
+
+    rows = dict(re.findall(r"^\| `([\w-]+)` \| (\d+) \|", SERVE_PAGE, re.MULTILINE))
+    limits = {name: field.default for name, field in ServeConfig.model_fields.items() if name in rows}
+    assert limits.keys() >= {name for name in ServeConfig.model_fields if name.startswith("max_")}
+    assert {name: int(value) for name, value in rows.items()} == limits | {name: KINDS[name].status for name in KINDS}
+    counted = {family.name + ("_total" if family.type == "counter" else "") for family in Metrics("").collect()}
+    assert set(re.findall(r"`(cflow_ray_\w+)`", SERVE_PAGE)) == counted
+    (tokens,) = re.findall(r"```yaml\n(.*?)```", SERVE_PAGE, re.DOTALL)
+    assert [token.name for token in read_tokens(tokens, "docs/serve.md")] == ["line-3", "quality"]
 
 
 SETTINGS = re.findall(r"^\| `([^`]+)`", (CHECKOUT / "docs" / "detector.md").read_text(encoding="utf-8"), re.MULTILINE)

@@ -11,7 +11,7 @@ from cflow_ray.cli.fit import fit
 from cflow_ray.cli.models import models
 from cflow_ray.cli.results import results
 from cflow_ray.cli.score import evaluate, pack, score
-from cflow_ray.cli.serve import serve
+from cflow_ray.cli.serve import serve, token
 from cflow_ray.cli.trial import benchmark, demo
 
 
@@ -25,5 +25,5 @@ def main() -> None:
     """
 
 
-for command in (data, fit, pack, score, results, evaluate, drift, serve, models, benchmark, demo):
+for command in (data, fit, pack, score, results, evaluate, drift, serve, token, models, benchmark, demo):
     main.add_command(command)

@@ -58,14 +58,14 @@ class Output:
     """Prints a result as one JSON object or as text."""
 
     def __init__(self, as_json: bool, stream: TextIO) -> None:
-        self._as_json = as_json
+        self.as_json = as_json
         self._stream = stream
         terminal = Console(file=stream)
         self._console = terminal if terminal.is_terminal else Console(file=stream, width=_WIDTH_OFF_TERMINAL)
 
     def __call__(self, values: Mapping[str, Any], *text: str | Table) -> None:
         """Print `values` where JSON was asked for, else the text and tables."""
-        if self._as_json:
+        if self.as_json:
             click.echo(json.dumps(values), file=self._stream)
             return
         for part in text:
@@ -74,7 +74,7 @@ class Output:
 
     def fail(self, message: str) -> None:
         """An expected error: one line on stderr, and as JSON on stdout where that was asked for."""
-        if self._as_json:
+        if self.as_json:
             click.echo(json.dumps({"error": message}), file=self._stream)
         click.echo(f"error: {message}", err=True)
 

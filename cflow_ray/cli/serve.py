@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 import click
+import yaml
 
 from cflow_ray.cli.command import Output, common, settings_of
 from cflow_ray.cli.options import runtime_option
@@ -17,11 +18,15 @@ from cflow_ray.config import ServeConfig, load_config
 @click.option("--registry", metavar="URI", help="Registry with the checkpoints.")
 @click.option("--host", help="Address to listen on [127.0.0.1].")
 @click.option("--port", type=int, help="Port to listen on; 0 takes a free one [8000].")
-@click.option("--replicas", type=int, metavar="N", help="Copies of the service [1].")
+@click.option("--replicas", metavar="N|MIN:MAX", help="Copies of the service, or bounds for the load to decide [1].")
+@click.option("--tokens", metavar="FILE", help="YAML file, path or URI, of the tokens that are let in.")
 @runtime_option
 @common
 def serve(out: Output, config_file: str | None, **flags: Any) -> None:
-    """Serve the best checkpoints over HTTP until interrupted; promoted versions are taken over while it runs."""
+    """Serve the best checkpoints over HTTP until interrupted; promoted versions are taken over while it runs.
+
+    Another host than 127.0.0.1 needs tokens: cflow-ray token makes them.
+    """
     config = load_config(ServeConfig, config_file, settings_of(flags))
     from cflow_ray.serve import Server
 
@@ -30,3 +35,23 @@ def serve(out: Output, config_file: str | None, **flags: Any) -> None:
         with suppress(KeyboardInterrupt):  # how a server is stopped
             while True:
                 time.sleep(1)
+
+
+@click.command(epilog="Example: cflow-ray token line-3 --rate 20")
+@click.argument("name")
+@click.option("--role", type=click.Choice(["score", "admin"]), default="score", help="admin may promote too [score].")
+@click.option("--rate", type=float, metavar="N", help="Requests a second in the mean, of each replica [no bound].")
+@common
+def token(out: Output, config_file: str | None, storage_option: tuple[str, ...], **entry: Any) -> None:
+    """Make a bearer token for the server: its entry goes to stdout, the secret, shown this once, to stderr.
+
+    Append the entry to the server's file of tokens. It holds a hash; taken out again, the token is let in no longer.
+    """
+    from cflow_ray.serve.access import make_token
+
+    secret, made = make_token(entry["name"], entry["role"], entry["rate"])
+    values = made.model_dump(exclude_defaults=True)
+    if not out.as_json:
+        click.echo(f"token of {made.name}: {secret}", err=True)
+    line = yaml.safe_dump([values], default_flow_style=None, sort_keys=False, width=1000).strip()
+    out({"token": secret, "entry": values}, line)

@@ -32,6 +32,7 @@ from cflow_ray.config.verbs import (
     PackConfig,
     Promotion,
     RegistryConfig,
+    Replicas,
     ScoreConfig,
     ServeConfig,
 )
@@ -68,6 +69,7 @@ __all__ = [
     "ReadConfig",
     "Recipe",
     "RegistryConfig",
+    "Replicas",
     "Resampling",
     "Resources",
     "RunConfig",

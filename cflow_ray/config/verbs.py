@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from cflow_ray.config.cluster import ClusterConfig, RunConfig
-from cflow_ray.config.data import DataConfig, ReadConfig
+from cflow_ray.config.data import MAX_PIXELS, DataConfig, ReadConfig
 from cflow_ray.config.detector import DetectorConfig, Fraction, Recipe, Runtime
 from cflow_ray.config.model import Bytes, Model, Uri, merge, validated
 
@@ -212,13 +213,42 @@ class CalibrateConfig(RegistryConfig, DataConfig):
     """Memory for encoded features; past it they lie in a memory map in the temporary folder."""
 
 
+class Replicas(Model):
+    """How many copies of the service there are: as many as the load needs, between two bounds."""
+
+    min: int = Field(default=1, ge=1)
+    max: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"the least, {self.min}, is above the most, {self.max}")
+        return self
+
+
+def parse_replicas(value: object) -> object:
+    """Bounds from a number or text like `1:4`; anything else is left for validation to judge."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return {"min": value, "max": value}
+    match = re.fullmatch(r"(\d+)(?::(\d+))?", value) if isinstance(value, str) else None
+    return value if match is None else {"min": int(match[1]), "max": int(match[2] or match[1])}
+
+
 class ServeConfig(RunConfig):
     """`cflow-ray serve`: the HTTP server over a registry."""
 
     registry: Uri
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
-    replicas: int = Field(default=1, ge=1)
+    tokens: Uri | None = None
+    """YAML file of the bearer tokens that are let in, read again while the server runs; the same text may stand in the
+    environment variable CFLOW_RAY_TOKENS. Without either only clients on the server's own machine are answered."""
+    replicas: Annotated[Replicas, BeforeValidator(parse_replicas)] = Replicas()
+    """A number, or bounds like `1:4` between which the load decides."""
+    scale_up_seconds: float = Field(default=10, ge=0)
+    """How long more must be asked for than the replicas can do before there is another."""
+    scale_down_seconds: float = Field(default=300, ge=0)
+    """How long less must be asked for before there is one replica less."""
     batch_size: int = Field(default=16, ge=1)
     """Most images of one pass through the model."""
     runtime: Runtime = "auto"
@@ -226,10 +256,24 @@ class ServeConfig(RunConfig):
     capacity_mb: int = Field(default=2048, ge=1)
     """Memory for loaded detectors of one replica; the least recently used leave first."""
     reload_seconds: float = Field(default=5.0, gt=0)
-    """How often the registry's pointers are read again."""
+    """How often the registry's pointers and the tokens are read again."""
     max_body_mb: float = Field(default=32, gt=0)
+    max_pixels: int = Field(default=MAX_PIXELS, ge=1)
+    """Of one image; a larger one is not decoded."""
+    max_images: int = Field(default=64, ge=1)
+    """Of one request."""
     max_waiting: int = Field(default=256, ge=1)
-    """Images that may wait for the model; more are answered 503 with Retry-After."""
+    """Images that one replica has in hand; more are answered 503 with Retry-After."""
+    body_seconds: float = Field(default=20, gt=0)
+    """For a request's body to arrive."""
+    deadline_seconds: float = Field(default=30, gt=0)
+    """For a request from its arrival to its answer; a client may ask for less."""
+
+    @model_validator(mode="after")
+    def _lets_in_the_largest_request(self) -> Self:
+        if self.max_images > self.max_waiting:
+            raise ValueError(f"max_waiting, {self.max_waiting}, keeps out requests of max_images, {self.max_images}")
+        return self
 
 
 class DemoConfig(Model):

@@ -178,7 +178,7 @@ def heat_map_panel(
     """PNG with image, heat map and, where known, the true defect's outline, side by side under a caption."""
     panels = [image_HW3, overlay(image_HW3, map_HW, floor)]
     if mask_HW is not None:
-        panels.append(_outlined(image_HW3, mask_HW))
+        panels.append(outlined(image_HW3, mask_HW))
     gap = np.full((image_HW3.shape[0], 4, 3), 255, np.uint8)
     row = np.concatenate([part for panel in panels for part in (panel, gap)][:-1], axis=1)
     canvas = Image.new("RGB", (row.shape[1], row.shape[0] + 18), "white")
@@ -187,13 +187,13 @@ def heat_map_panel(
     return encode_png(np.array(canvas))
 
 
-def _outlined(image_HW3: NDArray[np.uint8], mask_HW: NDArray[np.bool_]) -> NDArray[np.uint8]:
+def outlined(image_HW3: NDArray[np.uint8], mask_HW: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """The image with the mask's border in cyan."""
     padded = np.pad(mask_HW, 1)
     inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    outlined = image_HW3.copy()
-    outlined[mask_HW & ~inner] = (0, 220, 255)
-    return outlined
+    drawn_HW3 = image_HW3.copy()
+    drawn_HW3[mask_HW & ~inner] = (0, 220, 255)
+    return drawn_HW3
 
 
 def figure(value: float | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from cflow_ray.config import EncoderConfig
 from cflow_ray.model.detector import Detector, Finding
 from cflow_ray.model.encoder import Encoder
+from cflow_ray.model.graph import Sizes
 from cflow_ray.model.region import covered
 from cflow_ray.model.runtime import CompiledDetector, CompiledEncoder, Runtime, TorchRuntime
 from cflow_ray.model.threads import torch_threads
@@ -28,13 +30,32 @@ _Network = tuple[EncoderConfig, str, tuple[int, int]]
 """An encoder's configuration, the digest of its weights, and height and width of its input."""
 
 
+@dataclass
+class LoadedDetector:
+    """A detector in memory; who holds it can score with it, whatever the bank has let go of meanwhile."""
+
+    detector: Detector
+    compiled: CompiledDetector | None = None
+    """Of it, once it is to score."""
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the detector and of what was compiled of it."""
+        return self.detector.bytes + (self.compiled.bytes if self.compiled else 0)
+
+    @property
+    def network(self) -> _Network:
+        """What turns its images into pyramids."""
+        return self.detector.config.encoder, self.detector.encoder_digest, self.detector.config.size
+
+
 class DetectorBank(Generic[Key]):
     """Detectors by key (a category, or a category and a version), loaded when they are needed.
 
     `load_detector` gives the detector of a key, `load_encoder` the network of a configuration and a digest of weights;
     both are called once and kept. `runtime` compiles both when they first score. Detectors beyond `capacity_bytes` leave
-    with what was compiled of them, least recently used first; the one in use always stays. Calls from several threads
-    are serialised.
+    with what was compiled of them, least recently used first; those in use always stay. Passes of several threads are
+    serialised; a load holds up neither a pass nor the load of another key.
     """
 
     def __init__(
@@ -50,117 +71,160 @@ class DetectorBank(Generic[Key]):
         self._capacity_bytes = capacity_bytes
         self._device = device
         self._runtime = runtime or TorchRuntime()
-        self._detectors: OrderedDict[Key, _Loaded] = OrderedDict()
+        self._detectors: OrderedDict[Key, LoadedDetector] = OrderedDict()
+        self._arriving: dict[Key, Future[LoadedDetector]] = {}
         self._encoders: dict[tuple[EncoderConfig, str], Encoder] = {}
+        self._sizes: dict[_Network, Sizes] = {}
         self._compiled_encoders: dict[_Network, CompiledEncoder] = {}
-        self._lock = threading.RLock()
+        self._table = threading.Lock()  # held for moments
+        self._compiling = threading.RLock()
+        self._passing = threading.Lock()
 
     def detector(self, key: Key) -> Detector:
         """The detector of a key, loaded if need be; raises what `load_detector` raises."""
-        with self._lock:
-            if key not in self._detectors:
-                self._detectors[key] = _Loaded(self._load_detector(key).to(self._device))
+        return self._held(key).detector
+
+    def ready(self, key: Key) -> LoadedDetector | None:
+        """The detector of a key if it can score at once; never waits."""
+        with self._table:
+            held = self._detectors.get(key)
+            if held is None or held.compiled is None:
+                return None
             self._detectors.move_to_end(key)
-            self._make_room()
-            return self._detectors[key].detector
+            return held
+
+    def load(self, key: Key) -> LoadedDetector:
+        """The same, read and compiled if need be; raises what `load_detector` and `load_encoder` raise."""
+        held = self._held(key)
+        if held.compiled is None:
+            with self._compiling:
+                if held.compiled is None:
+                    self._encoder(held.network)
+                    held.compiled = self._runtime.compile_detector(held.detector, self._sizes[held.network])
+            with self._table:
+                self._make_room()
+        return held
 
     @property
     def loaded(self) -> list[Key]:
         """Keys of the detectors in memory, least recently used first."""
-        return list(self._detectors)
+        with self._table:
+            return list(self._detectors)
 
     @property
     def bytes(self) -> int:
         """Memory of the loaded detectors and of what was compiled of them."""
-        return sum(loaded.bytes for loaded in self._detectors.values())
+        with self._table:
+            return self._bytes()
 
-    @torch.no_grad()
     def score_batch(self, images: Sequence[Tensor], keys: Sequence[Key]) -> list[Finding]:
         """Findings of uint8 images (3, H, W), each with the detector of its key, in order.
 
         Images whose detectors share encoder and input size share encoder passes. An image must be as `prepare` makes
         it for its detector: of the input size or, with tiling, at least that large.
         """
-        assert len(images) == len(keys)
-        with self._lock, torch_threads(self._runtime.torch_threads):
-            groups: dict[_Network, list[_Item[Key]]] = {}
-            items = [self._item(image, key) for image, key in zip(images, keys, strict=True)]
+        held = {key: self.load(key) for key in dict.fromkeys(keys)}
+        return self.score_loaded(images, [held[key] for key in keys])
+
+    @torch.no_grad()
+    def score_loaded(self, images: Sequence[Tensor], detectors: Sequence[LoadedDetector]) -> list[Finding]:
+        """The same with detectors that this bank has loaded; nothing is read and nothing compiled."""
+        with self._passing, torch_threads(self._runtime.torch_threads):
+            items = [_Item.of(image, held) for image, held in zip(images, detectors, strict=True)]
+            groups: dict[_Network, list[_Item]] = {}
             for item in items:
-                detector = self.detector(item.key)
-                network = (detector.config.encoder, detector.encoder_digest, detector.config.size)
-                groups.setdefault(network, []).append(item)
+                groups.setdefault(item.held.network, []).append(item)
             for network, of_group in groups.items():
                 for tiles in _passes(of_group):
-                    self._map_tiles(self._encoder(network), tiles)
-            return [self._finding(item) for item in items]
+                    _map_tiles(self._encoder(network), tiles)
+            return [item.finding() for item in items]
 
-    def _item(self, image_3HW: Tensor, key: Key) -> _Item[Key]:
-        size, detector = (image_3HW.shape[1], image_3HW.shape[2]), self.detector(key)
-        return _Item(covered(image_3HW, detector.region_HW), key, Layout.of(size, detector.config.input))
-
-    def _map_tiles(self, encoder: CompiledEncoder, tiles: Sequence[tuple[_Item[Key], Tensor]]) -> None:
-        """One pass: the maps of some tiles, each kept with its image."""
-        pyramid = encoder(torch.stack([tile_3hw for _, tile_3hw in tiles]))
-        for key in dict.fromkeys(item.key for item, _ in tiles):
-            rows = [row for row, (item, _) in enumerate(tiles) if item.key == key]
-            maps_Thw = self._compiled(key, pyramid).maps([level[rows] for level in pyramid])
-            for row, map_hw in zip(rows, maps_Thw, strict=True):
-                tiles[row][0].maps.append(map_hw)
-
-    def _finding(self, item: _Item[Key]) -> Finding:
-        detector = self.detector(item.key)
-        map_HW = detector.whole(torch.stack(item.maps), item.layout)
-        return Finding(score=detector.score(map_HW), map_HW=map_HW.cpu().numpy())
+    def _held(self, key: Key) -> LoadedDetector:
+        """The detector of a key, read by the first who asks for it while the others wait for that."""
+        with self._table:
+            if key in self._detectors:
+                self._detectors.move_to_end(key)
+                return self._detectors[key]
+            comes = key in self._arriving
+            arriving = self._arriving.setdefault(key, Future())
+        if comes:
+            return arriving.result()
+        try:
+            held = LoadedDetector(self._load_detector(key).to(self._device))
+        except BaseException as error:
+            with self._table:
+                del self._arriving[key]
+            arriving.set_exception(error)
+            raise
+        with self._table:
+            self._detectors[key] = held
+            del self._arriving[key]
+            self._make_room()
+        arriving.set_result(held)
+        return held
 
     def _encoder(self, network: _Network) -> CompiledEncoder:
+        """The compiled encoder of a network; only who brings a new one waits for it."""
+        if network not in self._compiled_encoders:
+            with self._compiling:
+                if network not in self._compiled_encoders:
+                    self._compile_encoder(network)
+        return self._compiled_encoders[network]
+
+    @torch.no_grad()
+    def _compile_encoder(self, network: _Network) -> None:
         config, digest, size = network
         if (config, digest) not in self._encoders:
             self._encoders[config, digest] = self._load_encoder(config, digest).to(self._device)
-        if network not in self._compiled_encoders:
-            encoder = self._encoders[config, digest]
-            self._compiled_encoders[network] = self._runtime.compile_encoder(encoder, size)
-        return self._compiled_encoders[network]
+        encoder = self._encoders[config, digest]
+        pyramid = encoder(torch.zeros((1, 3, *size), dtype=torch.uint8, device=self._device))
+        self._sizes[network] = tuple((level.shape[2], level.shape[3]) for level in pyramid)
+        self._compiled_encoders[network] = self._runtime.compile_encoder(encoder, size)
 
-    def _compiled(self, key: Key, pyramid: Sequence[Tensor]) -> CompiledDetector:
-        """The compiled detector of a key; the levels of its pyramids have the sizes of this one's."""
-        detector, loaded = self.detector(key), self._detectors[key]
-        if loaded.compiled is None:
-            sizes = tuple((level.shape[2], level.shape[3]) for level in pyramid)
-            loaded.compiled = self._runtime.compile_detector(detector, sizes)
-            self._make_room()
-        return loaded.compiled
+    def _bytes(self) -> int:
+        return sum(held.bytes for held in self._detectors.values())
 
     def _make_room(self) -> None:
-        while self.bytes > self._capacity_bytes and len(self._detectors) > 1:
+        while self._bytes() > self._capacity_bytes and len(self._detectors) > 1:
             self._detectors.popitem(last=False)
 
 
 @dataclass
-class _Loaded:
-    """A detector, and what was compiled of it once it scored."""
-
-    detector: Detector
-    compiled: CompiledDetector | None = None
-
-    @property
-    def bytes(self) -> int:
-        return self.detector.bytes + (self.compiled.bytes if self.compiled else 0)
-
-
-@dataclass
-class _Item(Generic[Key]):
+class _Item:
     """An image of a batch on its way through the encoder."""
 
     image_3HW: Tensor
-    key: Key
+    held: LoadedDetector
     layout: Layout
     maps: list[Tensor] = field(default_factory=list)
     """Of its tiles, in order."""
 
+    @classmethod
+    def of(cls, image_3HW: Tensor, held: LoadedDetector) -> _Item:
+        """An image as the network is to see it."""
+        layout = Layout.of((image_3HW.shape[1], image_3HW.shape[2]), held.detector.config.input)
+        return cls(covered(image_3HW, held.detector.region_HW), held, layout)
 
-def _passes(items: Sequence[_Item[Key]]) -> Iterator[list[tuple[_Item[Key], Tensor]]]:
+    def finding(self) -> Finding:
+        """What its tiles' maps say."""
+        map_HW = self.held.detector.whole(torch.stack(self.maps), self.layout)
+        return Finding(score=self.held.detector.score(map_HW), map_HW=map_HW.cpu().numpy())
+
+
+def _map_tiles(encoder: CompiledEncoder, tiles: Sequence[tuple[_Item, Tensor]]) -> None:
+    """One pass: the maps of some tiles, each kept with its image."""
+    pyramid = encoder(torch.stack([tile_3hw for _, tile_3hw in tiles]))
+    for held in {id(item.held): item.held for item, _ in tiles}.values():
+        rows = [row for row, (item, _) in enumerate(tiles) if item.held is held]
+        assert held.compiled is not None
+        maps_Thw = held.compiled.maps([level[rows] for level in pyramid])
+        for row, map_hw in zip(rows, maps_Thw, strict=True):
+            tiles[row][0].maps.append(map_hw)
+
+
+def _passes(items: Sequence[_Item]) -> Iterator[list[tuple[_Item, Tensor]]]:
     """The tiles of some images, so many at a time."""
-    waiting: list[tuple[_Item[Key], Tensor]] = []
+    waiting: list[tuple[_Item, Tensor]] = []
     for item in items:
         for tile_3hw in item.layout.cut(item.image_3HW):
             waiting.append((item, tile_3hw))

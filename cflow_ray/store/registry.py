@@ -99,8 +99,11 @@ class Registry:
 
     def categories(self) -> list[str]:
         """Categories with a promoted checkpoint, sorted."""
-        names = [name for name in self.storage.folders() if _NAME.fullmatch(name)]
-        return [name for name in names if self.storage.is_file(f"{name}/{_POINTER}")]
+        return [name for name in self.names() if self.storage.is_file(f"{name}/{_POINTER}")]
+
+    def names(self) -> list[str]:
+        """Categories with a folder, promoted or not, sorted: one listing."""
+        return [name for name in self.storage.folders() if _NAME.fullmatch(name)]
 
     def versions(self, category: str) -> list[str]:
         """Finished versions of a category, oldest first."""
@@ -244,7 +247,7 @@ class Registry:
     def listing(self) -> list[Version]:
         """Every finished version of every category, one without a promoted version too."""
         found = []
-        for category in filter(_NAME.fullmatch, self.storage.folders()):
+        for category in self.names():
             pointer = self.pointer_if_there(category)
             best = pointer.version if pointer else None
             for version in self.versions(category):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -88,9 +89,11 @@ def loads(detectors: dict[str, Detector], encoder: Encoder) -> Loads:
 
 @pytest.fixture
 def passes(encoder: Encoder) -> Iterator[list[int]]:
-    """Images of every call of the encoder."""
+    """Images of every call of the encoder, but for the black one whose pyramid says how large the levels are."""
     seen: list[int] = []
-    handle = encoder.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+    handle = encoder.register_forward_hook(
+        lambda module, inputs, output: seen.append(len(inputs[0])) if inputs[0].any() else None
+    )
     yield seen
     handle.remove()
 
@@ -241,6 +244,39 @@ def test_threads_get_the_answers_of_one_thread_and_load_once(
         for findings in pool.map(lambda _: bank.score_batch(images, keys), range(4)):
             assert_same(findings, expected)
     assert sorted(loads.detectors) == ["cat", "cup", "rocket"]
+
+
+def test_a_load_holds_up_neither_a_pass_nor_another_load(loads: Loads, encoder: Encoder, photographs: Tensor) -> None:
+    slow, begun = threading.Event(), threading.Event()
+
+    def load(key: str) -> Detector:
+        if key == "screw":
+            begun.set()
+            assert slow.wait(60)
+        return loads.detector(key)
+
+    bank = DetectorBank(load, loads.encoder)
+    warm = bank.load("cat")
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(bank.load, "screw") for _ in range(2)]
+        assert begun.wait(60)
+        assert bank.ready("screw") is None
+        bank.score_loaded([photographs[0]], [warm])
+        bank.load("cup")
+        slow.set()
+        first, second = (load.result(60) for load in waiting)
+    assert first is second is bank.ready("screw")
+    assert loads.detectors == ["cat", "cup", "screw"]  # both who asked for the screw share one load
+
+
+def test_a_detector_that_was_let_go_still_scores_for_who_holds_it(loads: Loads, photographs: Tensor) -> None:
+    bank = loads.bank(capacity_bytes=1)
+    held = bank.load("cat")
+    bank.load("cup")
+    assert bank.ready("cat") is None
+    (kept,) = bank.score_loaded([photographs[0]], [held])
+    assert loads.detectors == ["cat", "cup"]
+    assert_same(bank.score_batch([photographs[0]], ["cat"]), [kept], tolerance=0)
 
 
 # tiles
