@@ -52,7 +52,7 @@ format: install  ## put the code into the house format
 # Measurements against other libraries, results in benchmarks/results; BENCH="--quick" tries one out. benchmarks/README.md
 PEER := benchmarks/.venv-anomalib
 BENCHES := bench-fit bench-score bench-encoder bench-memory bench-load bench-fit-all bench-driver bench-archive bench-archive-memory bench-mixed bench-scaling
-.PHONY: bench-peer bench-decode $(BENCHES)
+.PHONY: bench-peer bench-decode bench-serve $(BENCHES)
 
 bench-peer: $(PEER)/.installed  ## make the environment that anomalib, the benchmarks' peer, runs in
 
@@ -71,6 +71,9 @@ bench-archive: install bench-peer  ## an archive job from an object store agains
 bench-archive-memory: install  ## peak memory of an archive job over 20,000 and 200,000 images (minutes)
 bench-mixed: install  ## chunks in which 15 categories alternate against sorted ones (minutes)
 bench-scaling: install  ## scheduling of a scoring job to 64 workers, and the plan of a million chunks (quarter of an hour)
+bench-serve: install bench-peer  ## the server against its parts in process, LitServe and anomalib in FastAPI (quarter of an hour)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
+	@$(BIN)/python -m benchmarks.serve $(BENCH)
 bench-decode: install  ## decoders against Pillow, in speed and in pixels (minutes)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
 	@$(BIN)/python -m benchmarks.decode $(BENCH)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import statistics
 import tempfile
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Any
 
 from benchmarks.images import draw_factory
 from benchmarks.options import parse, parser
+from benchmarks.prepared import copy_category
 from benchmarks.report import publish, significant
 from benchmarks.sides import OURS, run_side
 
@@ -31,7 +30,7 @@ def main() -> None:
         first = {"root": str(root / "data"), "category": names[0], "registry": str(root / "registry")}
         run_side(OURS, "ours.fitting", 1, detector=detector, **first)
         for name in names[1:]:
-            _copy(root / "registry", names[0], name)
+            copy_category(root / "registry", names[0], name)
         job = {
             "registry": str(root / "registry"),
             "chunk_records": options.chunk_records,
@@ -41,13 +40,6 @@ def main() -> None:
         settings = {"root": str(root / "data"), "rounds": options.rounds, "chunks": chunks, "job": job}
         figures = run_side(OURS, "ours.mixing", options.threads, **settings)
     publish(_result(figures, options.chunk_records, options.batch_size), options, figures)
-
-
-def _copy(registry: Path, source: str, target: str) -> None:
-    """The checkpoint of one category as that of another: what a decoder costs does not depend on its weights."""
-    shutil.copytree(registry / source, registry / target)
-    for manifest in (registry / target).glob("*/manifest.json"):
-        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"category": target}))
 
 
 def _result(figures: dict[str, Any], chunk: int, batch: int) -> dict[str, Any]:

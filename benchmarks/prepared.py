@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,3 +38,10 @@ def prepare(work: Path, options: Namespace) -> Prepared:
     files = images.files("test", _SCORED_QUICKLY if options.quick else _SCORED)
     shared = {"root": root, "files": files, "batch": min(BATCH, len(files))}
     return Prepared(images, shared, {**place, "device": options.device, "runtime": options.runtime}, encoder)
+
+
+def copy_category(registry: Path, source: str, target: str) -> None:
+    """The checkpoint of one category as that of another: what a decoder costs does not depend on its weights."""
+    shutil.copytree(registry / source, registry / target)
+    for manifest in (registry / target).glob("*/manifest.json"):
+        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"category": target}))

@@ -13,14 +13,14 @@ CHECKOUT = Path(__file__).parents[1]
 OURS = Path(sys.executable)
 ANOMALIB = Path(__file__).parent / ".venv-anomalib" / "bin" / "python"
 
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+THREADS = ("OMP_NUMTHREADS", "MKL_NUMTHREADS", "OPENBLAS_NUMTHREADS")
 
 
 def run_side(python: Path, module: str, threads: int, **settings: Any) -> dict[str, Any]:
     """The figures of `benchmarks.<module>` under the same thread setting for every side; its stderr passes through."""
     if not python.exists():
         sys.exit(f"no {python.relative_to(CHECKOUT)}; run: make bench-peer")
-    environment = os.environ | dict.fromkeys(_THREADS, str(threads)) | {"PYTHONWARNINGS": "ignore"}
+    environment = os.environ | dict.fromkeys(THREADS, str(threads)) | {"PYTHONWARNINGS": "ignore"}
     done = subprocess.run(
         [python, "-m", f"benchmarks.{module}", json.dumps(settings)],
         cwd=CHECKOUT,

@@ -104,6 +104,7 @@ def test_a_driver_that_is_killed_again_and_again_leaves_every_row_once(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3000)
 @pytest.mark.usefixtures("cluster")
 def test_a_driver_that_is_killed_at_thirty_moments_leaves_every_row_once(
     driver: Callable[[ScoreConfig], subprocess.Popen[bytes]], registry: Path, miniature: Path, tmp_path: Path
