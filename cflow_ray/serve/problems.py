@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
@@ -14,6 +15,8 @@ from starlette.exceptions import HTTPException
 from cflow_ray.errors import CflowRayError, CheckpointError, ImageError, StorageError
 from cflow_ray.serve.admission import OverloadedError
 from cflow_ray.serve.checkpoints import UnknownCategoryError
+
+log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 _PREFIX = "urn:cflow-ray:problem:"
@@ -113,7 +116,8 @@ class ProblemError(Exception):
                 return cls("bad-image", str(error), reason=error.kind)
             case CheckpointError() | StorageError():
                 return cls("unavailable", str(error), retry_after=_STORE_RETRY_SECONDS)
-            case _:
+            case _:  # none that a request should meet
+                log.error("%s", error, exc_info=error)
                 return cls("internal", str(error))
 
 

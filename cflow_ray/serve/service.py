@@ -25,7 +25,7 @@ from cflow_ray.serve.loading import Loading
 from cflow_ray.serve.metrics import Metrics
 from cflow_ray.serve.pictures import map_picture, overlay_picture
 from cflow_ray.store.patience import Patience
-from cflow_ray.store.registry import Pointer, Registry
+from cflow_ray.store.registry import CheckpointKey, Pointer, Registry
 from cflow_ray.store.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ class ScoringService:
         self.room = Room(config.max_waiting)
         self._registry = Registry(Storage(config.registry, config.storage_options, _PATIENCE))
         self._bank = self._registry.bank(config.capacity_mb * 2**20, runtime=config.runtime)
-        self.checkpoints = ServedCheckpoints(self._registry, self._bank.load, self.metrics.reloaded)
+        self.checkpoints = ServedCheckpoints(self._registry, self._check, self.metrics.reloaded)
         self._loading = Loading(self._bank)
         self._batcher: Batcher[tuple[LoadedDetector, Tensor], Finding] = Batcher(
             self._score_batch, config.batch_size, self.metrics.batch_images.observe
@@ -147,9 +147,19 @@ class ScoringService:
         for threads in (self._decoding, self._judging):
             threads.shutdown(wait=False, cancel_futures=True)
 
+    def _check(self, key: CheckpointKey) -> None:
+        """Make sure that a version can score: in the bank where its category is in use, else only by reading it.
+
+        So a night's promotions of hundreds of categories do not push those in use out of the bank.
+        """
+        if any(category == key[0] for category, _ in self._bank.loaded):
+            self._bank.load(key)
+        else:
+            self._registry.detector(*key)
+
     def _promote(self, category: str, version: str) -> None:
         version = self._registry.resolve(category, version)
-        self._bank.load((category, version))
+        self._check((category, version))
         self._registry.promote(category, version)
         self.checkpoints.refresh()
 

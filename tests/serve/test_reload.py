@@ -70,8 +70,9 @@ async def test_no_answer_is_lost_or_mixed_while_the_pointer_moves(own_registry: 
         assert abs(answer["score"] - truth[answer["checkpoint"]]) <= 1e-5
 
 
+@pytest.mark.parametrize("in_use", [True, False], ids=["in use", "cold"])
 async def test_a_broken_checkpoint_is_refused_and_told_and_the_old_one_stays(
-    own_registry: Path, images: list[bytes]
+    own_registry: Path, images: list[bytes], in_use: bool
 ) -> None:
     registry = Registry(Storage(str(own_registry)))
     first = registry.best("cat")
@@ -81,6 +82,8 @@ async def test_a_broken_checkpoint_is_refused_and_told_and_the_old_one_stays(
     (broken / "manifest.json").write_text(json.dumps(manifest | {"version": broken.name}))
     (broken / "decoders.safetensors").write_bytes(b"nonsense")
     async with serving(own_registry) as served:
+        if in_use:
+            await served.client.post("/v1/score/cat", content=images[0])
         registry.promote("cat", "v3")
         for _ in range(2):  # told as often as it is looked at, counted once
             await refreshed(served)
@@ -97,6 +100,22 @@ async def test_a_broken_checkpoint_is_refused_and_told_and_the_old_one_stays(
         await refreshed(served)
         assert (await served.client.get("/v1/categories")).json()[0]["problem"] is None
         assert metric(served, "cflow_ray_checkpoints_refused{") == 0
+
+
+async def test_what_is_promoted_is_warm_before_it_takes_over_where_its_category_is_in_use(
+    own_registry: Path, images: list[bytes], lite0_state: dict[str, Tensor], photographs: Tensor
+) -> None:
+    registry = Registry(Storage(str(own_registry)))
+    second = registry.versions("cat")[1]
+    cold = add_version(registry, "cup", lite0_state, photographs, seed=5)
+    async with serving(own_registry) as served:
+        await served.client.post("/v1/score/cat", content=images[0])
+        registry.promote("cat", second)
+        registry.promote("cup", cold)
+        await refreshed(served)
+        assert await served_versions(served) == {"cat": second, "cup": cold, "rocket": registry.best("rocket")}
+        assert served.service._bank.ready(("cat", second)) is not None
+        assert "cup" not in [category for category, _ in served.service._bank.loaded]
 
 
 async def test_a_damaged_pointer_or_missing_version_costs_its_own_category_only(
