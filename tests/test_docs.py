@@ -23,6 +23,7 @@ PAGES = [
         "cluster/README.md",
         "benchmarks/README.md",
         "CHANGELOG.md",
+        "docs/client.md",
         "docs/detector.md",
         "docs/score.md",
         "docs/results.md",
