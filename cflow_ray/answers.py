@@ -40,7 +40,7 @@ class RegionAnswer(Answer):
     """The map's largest value inside, in [0, 1)."""
 
 
-class Timings(Answer):
+class TimingsAnswer(Answer):
     """Where an answer's time went, in milliseconds."""
 
     read_ms: float
@@ -65,14 +65,14 @@ class ScoreAnswer(Answer):
     height: int
     frame: tuple[int, int, int, int] | None = None
     """What the map covers of the image: left, top, width, height; null from a server that does not say."""
-    timings: Timings
+    timings: TimingsAnswer
     map_png: Png | None = None
     """The anomaly map in 8 bits, value x 255, at the size of the frame; where `map=png` asked for it."""
     overlay_png: Png | None = None
     """The image with heat map and outlines; where `overlay=1` asked for it."""
 
 
-class Problem(BaseModel):
+class ProblemAnswer(BaseModel):
     """Why a request, or one image of it, was refused (RFC 9457); members of its kind are kept as extras."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -90,18 +90,19 @@ class Problem(BaseModel):
         return self.type.removeprefix(KIND_PREFIX)
 
 
-class ImageItem(Answer):
+class ItemAnswer(Answer):
     """One image of a request with several: its verdict, or why it has none."""
 
     name: str | None
-    answer: ScoreAnswer | None
-    problem: Problem | None
+    """Of the file, as the client gave it."""
+    answer: ScoreAnswer | None = None
+    problem: ProblemAnswer | None = None
 
 
-class ImagesAnswer(Answer):
+class ScoresAnswer(Answer):
     """The items of a request with several images, in its order."""
 
-    images: tuple[ImageItem, ...]
+    images: tuple[ItemAnswer, ...]
 
 
 class CategoryAnswer(Answer):
@@ -117,11 +118,11 @@ class CategoryAnswer(Answer):
 
 
 class PromotedAnswer(Answer):
-    """A version that was the best once."""
+    """A version that is or was the best."""
 
     version: str
     promoted_at: str | None = None
-    """ISO 8601, where the registry keeps it."""
+    """ISO 8601; known of the present one."""
 
 
 class CategoryDetailAnswer(CategoryAnswer):
@@ -130,7 +131,7 @@ class CategoryDetailAnswer(CategoryAnswer):
     thresholds: dict[str, float | None]
     """By false-alarm rate, null where the calibration cannot support it."""
     history: tuple[PromotedAnswer, ...]
-    """What was the best before, latest last."""
+    """The best and those before it, latest first."""
     versions: tuple[str, ...]
     """All that could be promoted, oldest first."""
 

@@ -14,9 +14,9 @@ from cflow_ray.answers import (
     CategoryAnswer,
     CategoryDetailAnswer,
     HealthAnswer,
-    ImagesAnswer,
     PromoteRequest,
     ScoreAnswer,
+    ScoresAnswer,
 )
 from cflow_ray.client.failures import ProblemError
 from cflow_ray.errors import ServingError
@@ -76,7 +76,7 @@ def score(
 
 def score_images(
     images: Sequence[Upload], with_map: bool, with_overlay: bool, target_fpr: float | None
-) -> Call[ImagesAnswer]:
+) -> Call[ScoresAnswer]:
     """Several images, their categories mixed: a category holds for the files after it."""
     parts: list[tuple[str, tuple[str | None, str | bytes] | tuple[str, bytes, str]]] = []
     category = None
@@ -86,7 +86,7 @@ def score_images(
             parts.append(("category", (None, category)))
         parts.append(("image", (image.name, image.content, _ANY_IMAGE)))
     options = _options(with_map, with_overlay, target_fpr)
-    return Call("POST", "v1/score", TypeAdapter(ImagesAnswer), options, {"files": parts})
+    return Call("POST", "v1/score", TypeAdapter(ScoresAnswer), options, {"files": parts})
 
 
 def categories() -> Call[tuple[CategoryAnswer, ...]]:

@@ -10,7 +10,7 @@ import httpx
 import tenacity
 
 from cflow_ray import __version__
-from cflow_ray.answers import CategoryAnswer, CategoryDetailAnswer, HealthAnswer, ImageItem, ScoreAnswer
+from cflow_ray.answers import CategoryAnswer, CategoryDetailAnswer, HealthAnswer, ItemAnswer, ScoreAnswer
 from cflow_ray.client import calls
 from cflow_ray.client.calls import Call, Upload
 from cflow_ray.client.tries import Deadline, retry_settings, unreachable
@@ -25,7 +25,7 @@ class Client:
     """Asks a server; thread-safe; a context manager that closes its connections.
 
     Every call has `deadline` seconds for all its tries, which the server is told, too. What may pass - a lost or
-    refused connection, 429, 502, 503, 504 - is tried again within it, no sooner than Retry-After says. Calls raise
+    refused connection, 408, 429, 502, 503, 504 - is tried again within it, no sooner than Retry-After says. Calls raise
     ProblemError where the server says why it refused, UnreachableError where no answer came, ServingError where the
     answer is none of this API.
     """
@@ -65,7 +65,7 @@ class Client:
         with_map: bool = False,
         with_overlay: bool = False,
         target_fpr: float | None = None,
-    ) -> tuple[ImageItem, ...]:
+    ) -> tuple[ItemAnswer, ...]:
         """The same for several images in one request, in their order; a bad image costs its own item only."""
         return self._call(calls.score_images(images, with_map, with_overlay, target_fpr)).images
 
@@ -139,7 +139,7 @@ class AsyncClient:
         with_map: bool = False,
         with_overlay: bool = False,
         target_fpr: float | None = None,
-    ) -> tuple[ImageItem, ...]:
+    ) -> tuple[ItemAnswer, ...]:
         """See Client.score_images."""
         return (await self._call(calls.score_images(images, with_map, with_overlay, target_fpr))).images
 

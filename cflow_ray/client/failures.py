@@ -8,7 +8,7 @@ from time import time
 import httpx
 from pydantic import ValidationError
 
-from cflow_ray.answers import Problem
+from cflow_ray.answers import ProblemAnswer
 from cflow_ray.errors import ServingError
 
 _SHOWN = 200  # characters of an answer that is no problem JSON
@@ -21,7 +21,7 @@ class UnreachableError(ServingError):
 class ProblemError(ServingError):
     """The server refused a request and said why."""
 
-    def __init__(self, problem: Problem, retry_after: float | None = None) -> None:
+    def __init__(self, problem: ProblemAnswer, retry_after: float | None = None) -> None:
         request = f"; request {problem.request_id}" if problem.request_id else ""
         super().__init__(f"the server answered {problem.status} ({problem.title}): {problem.detail}{request}")
         self.problem = problem
@@ -29,7 +29,7 @@ class ProblemError(ServingError):
         self.retry_after = retry_after
         """Seconds that the server asked to wait, where it did."""
 
-    def __reduce__(self) -> tuple[type[ProblemError], tuple[Problem, float | None]]:
+    def __reduce__(self) -> tuple[type[ProblemError], tuple[ProblemAnswer, float | None]]:
         """For pickle, which would call the constructor with the message."""
         return type(self), (self.problem, self.retry_after)
 
@@ -37,11 +37,11 @@ class ProblemError(ServingError):
     def of(cls, response: httpx.Response) -> ProblemError:
         """From an answer that is no success; one that is no problem JSON, a proxy's say, is quoted."""
         try:
-            problem = Problem.model_validate_json(response.content)
+            problem = ProblemAnswer.model_validate_json(response.content)
         except ValidationError:
             text = " ".join(response.text.split())[:_SHOWN] or "it gave no reason"
             title = response.reason_phrase or "no reason phrase"
-            problem = Problem(type="about:blank", title=title, status=response.status_code, detail=text)
+            problem = ProblemAnswer(type="about:blank", title=title, status=response.status_code, detail=text)
         return cls(problem, _seconds(response.headers.get("Retry-After")))
 
 

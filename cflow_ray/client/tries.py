@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 _FIRST_WAIT_SECONDS = 0.1
 _LONGEST_WAIT_SECONDS = 5.0
-_PASSING = {429, 502, 503, 504}
+_PASSING = {408, 429, 502, 503, 504}
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 _NEVER = (httpx.UnsupportedProtocol, httpx.LocalProtocolError, httpx.ProxyError)
 

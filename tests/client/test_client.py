@@ -17,7 +17,7 @@ import httpx
 import pytest
 import tenacity
 
-from cflow_ray.answers import Problem, ScoreAnswer
+from cflow_ray.answers import ProblemAnswer, ScoreAnswer
 from cflow_ray.client import AsyncClient, Client, ProblemError, UnreachableError, Upload
 from cflow_ray.client import calls as api
 from cflow_ray.client.tries import Deadline, may_pass, retry_settings
@@ -219,7 +219,7 @@ def test_waits_grow_with_jitter_and_are_no_shorter_than_asked_for():
 
     early, late = waits(httpx.ConnectError("refused"), 1), waits(httpx.ConnectError("refused"), 20)
     assert 0 <= min(early) < max(early) <= 0.2 < max(late) <= 5
-    asked = ProblemError(Problem.model_validate(problem(503, "overloaded")), retry_after=3)
+    asked = ProblemError(ProblemAnswer.model_validate(problem(503, "overloaded")), retry_after=3)
     assert min(waits(asked, 1)) == 3
 
 
