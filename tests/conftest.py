@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["tests.stores"]
+pytest_plugins = ["tests.stores", "tests.miniature"]
 
 
 @pytest.fixture(scope="session")
