@@ -24,6 +24,7 @@ PAGES = [
         "benchmarks/README.md",
         "CHANGELOG.md",
         "docs/client.md",
+        "docs/page.md",
         "docs/detector.md",
         "docs/score.md",
         "docs/results.md",
