@@ -19,6 +19,7 @@ from cflow_ray.errors import ConfigError
 Result = TypeVar("Result")
 
 DEADLINE_SECONDS = 30.0
+_LONGEST_MS = 3_600_000  # that a server accepts as a deadline
 
 
 class Client:
@@ -199,5 +200,5 @@ def _headers(token: str | None) -> dict[str, str]:
 def _arguments(call: Call[Any], deadline: Deadline) -> dict[str, Any]:
     """Keyword arguments of httpx for one try, which may take what is left of the time."""
     left = deadline.left
-    headers = {"X-Deadline-Ms": str(max(1, int(left * 1000))), **call.body.get("headers", {})}
+    headers = {"X-Deadline-Ms": str(min(_LONGEST_MS, max(1, int(left * 1000)))), **call.body.get("headers", {})}
     return {**call.body, "params": call.params, "headers": headers, "timeout": left}

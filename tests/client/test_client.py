@@ -52,6 +52,12 @@ def test_an_image_is_sent_as_it_is_and_its_verdict_is_typed():
     assert (answer.map_png, answer.overlay_png) == (PNG, None)
 
 
+def test_a_deadline_of_a_day_is_one_that_the_server_accepts():
+    with scripted_server(Reply(body=ANSWER)) as server, Client(server.url, deadline=86_400) as client:
+        client.score("screw", b"image")
+    assert server.asked[0].headers["X-Deadline-Ms"] == "3600000"
+
+
 def test_a_map_is_bytes_here_and_base64_in_json():
     answer = ScoreAnswer.model_validate(ANSWER | {"map_png": PNG})
     assert b64encode(PNG).decode() in answer.model_dump_json()
