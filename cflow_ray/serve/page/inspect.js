@@ -175,18 +175,19 @@ export class Inspect {
     }
   }
 
-  /** A button for the checkpoint's threshold, and one for each false-alarm rate the server has a threshold for. */
+  /** A button for the checkpoint's threshold, and one for each other false-alarm rate that has a threshold. */
   showRates(category, thresholds) {
-    const rates = Object.keys(thresholds).sort((one, other) => Number(one) - Number(other));
     const target = this.categories.get(category)?.target_fpr;
+    const known = Object.keys(thresholds).filter((rate) => Number(rate) !== target);
+    const rates = known.filter((rate) => thresholds[rate] !== null).sort((one, other) => Number(one) - Number(other));
+    byId("rates-hint").hidden = rates.length === known.length;
     const own = target === undefined ? "Checkpoint's" : `Checkpoint's (${percent(target)})`;
     byId("rates").replaceChildren(
       make("button", { type: "button", onclick: () => { this.setOwn(null); this.tellDecision(); } }, own),
       ...rates.map((rate) => {
         const threshold = thresholds[rate];
         const choose = () => { this.setOwn(threshold); this.tellDecision(); };
-        const attributes = { type: "button", "data-own": String(threshold), disabled: threshold === null, onclick: choose };
-        return make("button", attributes, percent(Number(rate)));
+        return make("button", { type: "button", "data-own": String(threshold), onclick: choose }, percent(Number(rate)));
       }),
     );
   }
