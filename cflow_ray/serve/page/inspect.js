@@ -15,7 +15,7 @@ export class Inspect {
     this.askForToken = askForToken;
     this.history = new History((entry) => this.show(entry), () => this.showNothing());
     this.categories = new Map();
-    this.details = new Map(); // promises, by category
+    this.details = new Map(); // promises, by category and version
     this.own = new Map(); // the person's thresholds, by category
     this.queue = [];
     this.inFlight = 0;
@@ -89,7 +89,7 @@ export class Inspect {
     const turn = ++this.turn;
     const image = await readImage(entry.file);
     const map = entry.answer?.map_png ? await readMap(entry.answer.map_png) : null;
-    const thresholds = entry.answer ? await this.thresholds(entry.category) : {};
+    const thresholds = entry.answer ? await this.thresholds(entry.answer) : {};
     if (turn !== this.turn) return image?.close(); // another one was chosen meanwhile
     this.shown?.image?.close();
     this.shown = { entry, answer: entry.answer, image, map, heat: map && heat(map), marked: null };
@@ -192,12 +192,13 @@ export class Inspect {
     );
   }
 
-  async thresholds(category) {
-    if (!this.details.has(category)) this.details.set(category, api.category(category));
+  async thresholds({ category, checkpoint }) {
+    const key = `${category}/${checkpoint}`;
+    if (!this.details.has(key)) this.details.set(key, api.category(category));
     try {
-      return (await this.details.get(category)).thresholds;
+      return (await this.details.get(key)).thresholds;
     } catch {
-      this.details.delete(category);
+      this.details.delete(key);
       return {}; // the slider does without
     }
   }
