@@ -11,7 +11,7 @@ INSTALLED := .venv/.installed
 CATEGORY_FLAG := $(if $(CATEGORIES),--category "$(CATEGORIES)")
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test test-real check format clean
+.PHONY: help install browser demo serve test test-real check format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -25,6 +25,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[lite0,elpv,onnx,openvino,dev]"
 	@touch $@
 
+browser:  ## install Debian's chromium, in which the page is tested; without root its tests are skipped
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -q && apt-get install -y -q --no-install-recommends chromium fonts-dejavu-core; } \
+		|| echo "chromium is not there and cannot be installed: the tests of the page are skipped"
+
 demo: install  ## the whole job on data that need no download: fit, pack, score, serve, compare
 	$(BIN)/cflow-ray demo --output "$(OUT)" --data "$(DATA)" $(CATEGORY_FLAG)
 
@@ -32,13 +36,13 @@ serve: install  ## serve the demo's checkpoints (made first if they are missing)
 	@[ -e "$(OUT)/summary.json" ] || $(MAKE) demo
 	$(BIN)/cflow-ray serve --registry "$(OUT)/registry" --port $(PORT)
 
-test: install  ## run the tests
+test: install browser  ## run the tests
 	$(BIN)/python -m pytest
 
 test-real: install  ## fit the real inspection data beside the checkout and print the figures (minutes)
 	$(BIN)/python -m pytest -m slow -s
 
-check: install  ## lint, types, import contract, tests
+check: install browser  ## lint, types, import contract, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

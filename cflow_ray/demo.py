@@ -34,8 +34,8 @@ from cflow_ray.evaluation.evaluate import evaluate, read_mask
 from cflow_ray.evaluation.figures import Metrics
 from cflow_ray.evaluation.report import heat_map_panel, metrics_table
 from cflow_ray.progress import ProgressBoard
-from cflow_ray.score import score
 from cflow_ray.score.packing import pack
+from cflow_ray.score.run import score
 from cflow_ray.serve import Server
 from cflow_ray.store.registry import Registry
 from cflow_ray.store.results import read_maps, read_results

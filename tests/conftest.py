@@ -14,7 +14,7 @@ from torch import Tensor
 from cflow_ray.config import EncoderConfig
 from cflow_ray.store.weights import read_weights
 
-pytest_plugins = ["tests.stores"]
+pytest_plugins = ["tests.stores", "tests.miniature"]
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,8 @@ PAGES = [
         "cluster/README.md",
         "benchmarks/README.md",
         "CHANGELOG.md",
+        "docs/client.md",
+        "docs/page.md",
         "docs/detector.md",
         "docs/score.md",
         "docs/results.md",

@@ -11,7 +11,7 @@ import ray
 
 from benchmarks.meter import answer, memory_mb
 from cflow_ray.config import ScoreConfig
-from cflow_ray.score import score
+from cflow_ray.score.run import score
 
 
 def measure(config: dict[str, Any]) -> dict[str, Any]:

@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
+from cflow_ray.cli.ask import ask
 from cflow_ray.cli.command import Output, common, settings_of
 from cflow_ray.cli.options import data_options, resources_option, runtime_option, wait_option, with_options
-from cflow_ray.config import EvaluateConfig, PackConfig, ScoreConfig, load_config
-from cflow_ray.errors import DataError
+from cflow_ray.config import AskConfig, EvaluateConfig, PackConfig, ScoreConfig, load_config
 from cflow_ray.progress import ProgressBoard
 
 
@@ -44,6 +44,10 @@ def pack(out: Output, config_file: str | None, **flags: Any) -> None:
 @click.argument("inputs", nargs=-1, metavar="INPUT...")
 @click.option("--registry", metavar="URI", help="Registry with the checkpoints.")
 @click.option("--output", metavar="URI", help="Folder of the score table; a job that was stopped goes on there.")
+@click.option("--url", metavar="URL", help="Let the server there score, instead of --registry; see below.")
+@click.option("--token-file", metavar="FILE", help="With --url: file with the access token [$CFLOW_RAY_TOKEN].")
+@click.option("--in-flight", type=int, metavar="N", help="With --url: images that are with the server at once [8].")
+@click.option("--deadline", type=float, metavar="SECONDS", help="With --url: for one image, with all tries [30].")
 @click.option("--category", metavar="NAME", help="One category for all records.")
 @click.option("--category-pattern", metavar="PATTERN", help="How keys name their category [{category}/].")
 @click.option(
@@ -78,22 +82,21 @@ def score(out: Output, config_file: str | None, **flags: Any) -> None:
     INPUT is a .tar, .tar.gz, .zip or .parquet file, an image, a folder or glob of them, or a manifest (.txt, .csv,
     .parquet). An image that cannot be scored is a row with `error`; a rerun with the same output does only what is
     missing.
+
+    With --url a running server scores, and neither Ray nor a registry is needed here; without --output it prints a line
+    an image.
     """
-    config = load_config(ScoreConfig, config_file, settings_of(flags, own_names=("target_fpr",)))
-    from cflow_ray.score import score as score_archives
+    settings = settings_of(flags, own_names=("target_fpr",))
+    if flags["url"] is not None:
+        ask(out, load_config(AskConfig, config_file, settings))
+        return
+    config = load_config(ScoreConfig, config_file, settings)
+    from cflow_ray.score.run import score as score_archives
 
     with ProgressBoard("scoring") as board:
         summary = score_archives(config, lambda done, total: board.update("chunks", done, total))
-    text = (
-        f"{summary.rows} rows, {summary.errors} with error, {summary.anomalies} anomalies in {summary.seconds:.1f} s; "
-        f"table in {summary.output}"
-    )
-    out(asdict(summary), text)
-    if summary.error_share > config.max_error_fraction:
-        raise DataError(
-            f"{summary.errors} of {summary.rows} rows have an error, more than the share of {config.max_error_fraction:g} "
-            f"that is allowed ({', '.join(f'{kind} {count}' for kind, count in summary.errors_by_kind.items())})."
-        )
+    out(asdict(summary), summary.text)
+    summary.check(config.max_error_fraction)
 
 
 @click.command(epilog="Example: cflow-ray evaluate s3://line/scores/2026-11-23 --data s3://line/mvtec")

@@ -20,6 +20,7 @@ from cflow_ray.config.detector import (
 from cflow_ray.config.model import Bytes, Model, Uri, absolute_uri, load_config, parse_size
 from cflow_ray.config.tables import CompactConfig, DiffConfig, DriftConfig, EvaluateConfig, StatusConfig
 from cflow_ray.config.verbs import (
+    AskConfig,
     CalibrateConfig,
     CategoryConfig,
     CheckConfig,
@@ -35,10 +36,12 @@ from cflow_ray.config.verbs import (
     Replicas,
     ScoreConfig,
     ServeConfig,
+    TableConfig,
 )
 
 __all__ = [
     "MAX_PIXELS",
+    "AskConfig",
     "AugmentationConfig",
     "Bytes",
     "CalibrateConfig",
@@ -79,6 +82,7 @@ __all__ = [
     "Size",
     "StatusConfig",
     "StoredType",
+    "TableConfig",
     "TilingConfig",
     "Uri",
     "absolute_uri",

@@ -129,19 +129,15 @@ class PackConfig(RunConfig, DataConfig):
         return self
 
 
-class ScoreConfig(RunConfig, ReadConfig):
-    """`cflow-ray score`: score image archives into a Parquet table."""
+class TableConfig(RunConfig, ReadConfig):
+    """What images become a score table, and what of them it keeps, whoever scores them."""
 
     inputs: tuple[Uri, ...] = Field(min_length=1)
     """Archives, images, folders or globs of them, or manifests; paths or URIs."""
-    registry: Uri
-    output: Uri
     category: str | None = None
     """One category for all records; overrides the pattern."""
     category_pattern: str = "{category}/"
     """How a record's key names its category; a key that does not fit becomes a row with `error`."""
-    checkpoints: dict[str, str] = Field(default_factory=dict)
-    """Versions to use instead of the promoted ones, e.g. {screw: v3}."""
     maps: Maps = "none"
     map_format: MapFormat = "png16"
     """How a heat map is stored: a grey PNG of 16 or 8 bits, or float16 as NumPy's .npy."""
@@ -155,10 +151,6 @@ class ScoreConfig(RunConfig, ReadConfig):
     """Do chunks again that have records which could not be read (`error_kind` unreadable)."""
     max_error_fraction: Annotated[float, Field(ge=0, le=1)] = 1.0
     """With more rows with `error` than this share of all the exit code is 1, after everything was written."""
-    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 16
-    """Images of one pass; auto doubles it from 4 while that makes an actor faster and memory lasts."""
-    runtime: Runtime = "auto"
-    """What executes network and flow; auto is the fastest that is installed."""
 
     @field_validator("category_pattern")
     @classmethod
@@ -166,6 +158,46 @@ class ScoreConfig(RunConfig, ReadConfig):
         if pattern.count("{category}") != 1:
             raise ValueError("the pattern must hold {category} exactly once, e.g. '{category}/'")
         return pattern
+
+
+class ScoreConfig(TableConfig):
+    """`cflow-ray score`: score image archives into a Parquet table."""
+
+    registry: Uri
+    output: Uri
+    checkpoints: dict[str, str] = Field(default_factory=dict)
+    """Versions to use instead of the promoted ones, e.g. {screw: v3}."""
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 16
+    """Images of one pass; auto doubles it from 4 while that makes an actor faster and memory lasts."""
+    runtime: Runtime = "auto"
+    """What executes network and flow; auto is the fastest that is installed."""
+
+
+class AskConfig(TableConfig):
+    """`cflow-ray score --url`: let a server score images."""
+
+    url: str
+    output: Uri | None = None
+    """Folder of the score table; null prints a line an image and keeps nothing."""
+    token_file: Uri | None = None
+    """File, path or URI, that holds the access token; null takes $CFLOW_RAY_TOKEN, if any."""
+    in_flight: int = Field(default=8, ge=1, le=16)
+    """Images that are with the server at once."""
+    deadline: float = Field(default=30, gt=0)
+    """Seconds for one image, tries and waits together."""
+
+    @property
+    def registry(self) -> str:
+        """Where a plan says that the versions are: with the server."""
+        return self.url
+
+    @model_validator(mode="after")
+    def _has_no_workers(self) -> Self:
+        if self.cluster != ClusterConfig():
+            raise ValueError(
+                "a server scores (url), so no cluster or workers are needed; `in_flight` says how many at once"
+            )
+        return self
 
 
 class RegistryConfig(RunConfig):

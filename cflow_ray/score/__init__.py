@@ -1,5 +1,1 @@
-"""Score image archives of any size into a Parquet table, resumable, on Ray Data."""
-
-from cflow_ray.score.run import score
-
-__all__ = ["score"]
+"""Score image archives of any size into a Parquet table, resumable: `run` on Ray Data, `online` by a server."""

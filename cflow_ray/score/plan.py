@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 import uuid
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 
 from pydantic import AwareDatetime, Field
 
-from cflow_ray.config import InputConfig, MapFormat, Maps, Model, ReadConfig, ScoreConfig
+from cflow_ray.config import AskConfig, InputConfig, MapFormat, Maps, Model, ReadConfig, ScoreConfig
 from cflow_ray.data.archives import Record, Shard, ShardIndex, find_shards, is_streamed, read_index
 from cflow_ray.data.archives.shards import Kind
 from cflow_ray.errors import CheckpointError, ConfigError, DataError, RecordError
@@ -39,7 +40,8 @@ class PlannedCheckpoint(Model):
     """The version that scores a category in this job, and what its input must look like."""
 
     version: str
-    input: InputConfig
+    input: InputConfig | None
+    """None where a server decodes."""
     target_fpr: float
 
 
@@ -143,21 +145,31 @@ def category_expression(pattern: str) -> re.Pattern[str]:
     return re.compile(f"{before}(?P<category>[^/]+?){after}" if after else f"{before}(?P<category>[^/]+)")
 
 
+PlannedCheckpoints = Mapping[str, PlannedCheckpoint]
+"""By category."""
+
+
 def plan_job(config: ScoreConfig, output: Storage) -> Plan:
     """The plan of an output: the one that is there, if it is of the same job, or a new one, written with its indexes.
 
     Raises ConfigError where the output holds another job, DataError or CheckpointError where inputs or checkpoints
     are missing.
     """
+    plan = plan_with(config, output, lambda: _planned_checkpoints(config))
+    _refuse_other_versions(plan, config.checkpoints, output)
+    return plan
+
+
+def plan_with(config: ScoreConfig | AskConfig, output: Storage, checkpoints: Callable[[], PlannedCheckpoints]) -> Plan:
+    """The same with checkpoints from elsewhere, which are asked for where there is no plan yet."""
     if not output.is_file(PLAN):
-        output.write_new(PLAN, _new_plan(config, output).model_dump_json(indent=2).encode())
+        output.write_new(PLAN, _new_plan(config, output, checkpoints()).model_dump_json(indent=2).encode())
     plan = read_plan(output)  # another job may have been the first to write one
     _refuse_other_job(plan, config, output)
     return plan
 
 
-def _new_plan(config: ScoreConfig, output: Storage) -> Plan:
-    checkpoints = _planned_checkpoints(config)
+def _new_plan(config: ScoreConfig | AskConfig, output: Storage, checkpoints: PlannedCheckpoints) -> Plan:
     found = find_shards(config.inputs, config.storage_options, config)
 
     def planned(shard: Shard, index: ShardIndex | None) -> PlannedShard:
@@ -170,7 +182,7 @@ def _new_plan(config: ScoreConfig, output: Storage) -> Plan:
 
     shards = tuple(computed_ahead(lambda one: planned(*one), found, REQUESTS))
     settings = {name: getattr(config, name) for name in (*_SETTINGS, "chunk_records")}
-    return Plan(checkpoints=checkpoints, shards=shards, **settings)
+    return Plan(checkpoints=dict(checkpoints), shards=shards, **settings)
 
 
 def read_plan(output: Storage) -> Plan:
@@ -242,14 +254,17 @@ def _planned_checkpoints(config: ScoreConfig) -> dict[str, PlannedCheckpoint]:
     return planned
 
 
-def _refuse_other_job(plan: Plan, config: ScoreConfig, output: Storage) -> None:
+def _refuse_other_job(plan: Plan, config: ScoreConfig | AskConfig, output: Storage) -> None:
     for name in _SETTINGS:
         was, now = getattr(plan, name), getattr(config, name)
         if was != now:
             raise ConfigError(
                 f"{output.uri} holds a job with {name} {was!r}, not {now!r}; give another --output or the same settings."
             )
-    for category, version in config.checkpoints.items():
+
+
+def _refuse_other_versions(plan: Plan, pinned: Mapping[str, str], output: Storage) -> None:
+    for category, version in pinned.items():
         planned = plan.checkpoints.get(category)
         if planned is None or not f"{planned.version}-".startswith(f"{version}-"):
             raise ConfigError(

@@ -12,11 +12,10 @@ from ray.data import ActorPoolStrategy, Dataset
 from cflow_ray.config import ScoreConfig
 from cflow_ray.model.runtime import check_runtime
 from cflow_ray.score.context import job_context, own_error
+from cflow_ray.score.job import Job
 from cflow_ray.score.plan import Span, plan_job
-from cflow_ray.score.spans import pending, unreadable_parts
 from cflow_ray.score.stages import ReadSpan, ScoreChunk
-from cflow_ray.score.summary import JobSummary, Totals, finish
-from cflow_ray.store.results import finished_parts
+from cflow_ray.score.summary import JobSummary, Totals
 from cflow_ray.store.storage import Storage
 
 _READ_CPUS = 0.25  # unlike the request of actors, or Ray Data would fuse reading into the scoring actor
@@ -33,22 +32,18 @@ def score(config: ScoreConfig, progress: Callable[[int, int], None] = lambda don
     start = time.monotonic()
     check_runtime(config.runtime)
     results = Storage(config.output, config.storage_options)
-    plan = plan_job(config, results)
-    ledger = finished_parts(results)
-    again = unreadable_parts(results, ledger) if config.retry_errors else frozenset()
-    rest = pending(plan, ledger, again, results)
-    before = Totals.of_parts(results, (part for part in ledger if part not in again))
+    job = Job.of(plan_job(config, results), results, config, start)
+    rest = job.rest
     progress(rest.done, rest.chunks)
-    run = Totals()
     if rest.shards:
         ray.init(**config.cluster.init_arguments())
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         # Ray Data adds no actor without room: one that died would wait for its place behind those that have none yet.
         actors = config.cluster.pool(nodes, max(rest.due, config.cluster.room(nodes) if rest.is_open else 0))
         divided_among = actors[0] if config.cluster.workers == "auto" else actors[1]
-        dataset = pipeline(rest.spans(divided_among), config, plan.id, actors)
-        _run(dataset, run, lambda finished: progress(rest.done + finished, rest.chunks))
-    return finish(results, plan, before, rest.done, run, time.monotonic() - start)
+        dataset = pipeline(rest.spans(divided_among), config, job.plan.id, actors)
+        _run(dataset, job.run, lambda finished: progress(rest.done + finished, rest.chunks))
+    return job.finish()
 
 
 def pipeline(

@@ -3,43 +3,33 @@
 from __future__ import annotations
 
 import json
-from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property, lru_cache
-from itertools import chain, islice
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from cflow_ray.config import ScoreConfig
-from cflow_ray.data.archives import Record, Shard, ShardIndex, is_streamed, read_records, stream_records
+from cflow_ray.data.archives import Record
 from cflow_ray.data.images import encode_map, prepare
-from cflow_ray.errors import CflowRayError, RecordError
+from cflow_ray.errors import CflowRayError
 from cflow_ray.model.detector import Detector, Finding
 from cflow_ray.model.device import prepare_device
 from cflow_ray.model.scoring import judge
 from cflow_ray.score.pace import BatchSize
-from cflow_ray.score.plan import (
-    Plan,
-    PlannedCheckpoint,
-    Span,
-    read_own_plan,
-    read_planned_index,
-    write_length,
-)
+from cflow_ray.score.plan import Plan, PlannedCheckpoint, Span, read_own_plan
+from cflow_ray.score.reading import read_chunks
+from cflow_ray.score.rows import Row, content_of, count_rows, error_columns, image_id, row_of
 from cflow_ray.store.registry import CheckpointKey, Registry
-from cflow_ray.store.results import UNREADABLE, PartName, write_part
+from cflow_ray.store.results import PartName, write_part
 from cflow_ray.store.storage import Storage
 
 # A chunk travels as one row of Ray Data, a dict: `shard`, `first`, `records` (a list of dicts of key, category, fields,
 # error, error_kind, width, height, frame, shape), `pixels`, the uint8 (3, *shape) images of the records without error,
 # end to end, and what reading took.
-
-Row = dict[str, Any]
 
 _CAPACITY_BYTES = 2 * 2**30  # for the detectors of an actor
 
@@ -49,8 +39,7 @@ class ReadSpan:
 
     def __init__(self, config: ScoreConfig, plan_id: str) -> None:
         self._output = config.output
-        self._storage_options = config.storage_options
-        self._storage_options_json = json.dumps(self._storage_options, sort_keys=True)
+        self._storage_options_json = json.dumps(config.storage_options, sort_keys=True)
         self._plan_id = plan_id
 
     def __call__(self, row: Row) -> Iterator[Row]:
@@ -61,38 +50,8 @@ class ReadSpan:
         """
         span = Span.from_json(row["span"])
         plan = _plan(self._output, self._storage_options_json, self._plan_id)
-        shard = plan.shard(span.shard).shard
-        chunks = self._streamed(plan, shard, span) if is_streamed(shard) else self._indexed(plan, shard, span)
-        for first, records in chunks:
+        for first, records in read_chunks(span, plan, Storage(self._output, json.loads(self._storage_options_json))):
             yield _decoded_chunk(plan, span.shard, first, records)
-
-    def _indexed(self, plan: Plan, shard: Shard, span: Span) -> Iterator[tuple[int, Iterable[Record]]]:
-        index = _index(self._output, self._storage_options_json, self._plan_id, span.shard)
-        damage = [] if index.damage is None else [Record("", RecordError(index.damage, "damaged_archive"))]
-        for first in span.firsts:
-            end = first + plan.chunk_records
-            records = read_records(shard, index.members[first:end], self._storage_options, plan)
-            yield first, chain(records, damage if end >= len(index) else ())
-
-    def _streamed(self, plan: Plan, shard: Shard, span: Span) -> Iterator[tuple[int, Iterable[Record]]]:
-        firsts = frozenset(span.firsts)
-        total = 0
-
-        def counted() -> Iterator[Record]:
-            nonlocal total
-            for record in stream_records(shard, self._storage_options, plan):
-                total += 1
-                yield record
-
-        stream = counted()
-        while (head := next(stream, None)) is not None:
-            first = total - 1
-            chunk = chain([head], islice(stream, plan.chunk_records - 1))
-            if (first in firsts) != span.to_end:
-                yield first, chunk
-            deque(chunk, maxlen=0)
-        if span.to_end:
-            write_length(Storage(self._output, self._storage_options), span.shard, total)
 
 
 class ScoreChunk:
@@ -142,11 +101,8 @@ class ChunkScorer:
         rows, maps = self._rows(chunk, dict(zip(usable, findings, strict=True)))
         scored = perf_counter()
         written = write_part(self._results, PartName(chunk["shard"], chunk["first"]), rows, maps)
-        kinds = Counter(row["error_kind"] for row in rows if row.get("error"))
         return {
-            "rows": len(rows),
-            "errors_by_kind": json.dumps(kinds),
-            "anomalies": sum(bool(row.get("is_anomaly")) for row in rows),
+            **count_rows(rows),
             "bytes_read": chunk["bytes_read"],
             "bytes_written": written,
             "read_seconds": chunk["read_seconds"],
@@ -199,12 +155,6 @@ class ChunkScorer:
         return rows, maps
 
 
-def image_id(shard: str, record: Row, number: int) -> str:
-    """The shard and the key; a key that may not be unique in its shard with the record's number."""
-    unique = record["key"] and record["error_kind"] != "duplicate_key"
-    return f"{shard}/{record['key']}" if unique else f"{shard}/{record['key']}#{number}"
-
-
 def _scored(record: Row, finding: Finding, detector: Detector, checkpoint: PlannedCheckpoint) -> Row:
     frame = tuple(record["frame"])
     verdict = judge(finding.score, finding.map_HW, detector.calibration, checkpoint.target_fpr, frame)
@@ -216,12 +166,6 @@ def _scored(record: Row, finding: Finding, detector: Detector, checkpoint: Plann
 def _plan(output: str, storage_options_json: str, plan_id: str) -> Plan:
     """The plan, read once a process for its many spans."""
     return read_own_plan(Storage(output, json.loads(storage_options_json)), plan_id)
-
-
-@lru_cache(maxsize=4)
-def _index(output: str, storage_options_json: str, plan_id: str, shard: str) -> ShardIndex:
-    """A shard's records as that plan found them."""
-    return read_planned_index(Storage(output, json.loads(storage_options_json)), shard)
 
 
 def _decoded_chunk(plan: Plan, shard: str, first: int, records: Iterable[Record]) -> Row:
@@ -247,25 +191,15 @@ def _decoded_chunk(plan: Plan, shard: str, first: int, records: Iterable[Record]
 
 def _decoded(plan: Plan, record: Record) -> tuple[Row, bytes]:
     """The record of a chunk and its pixels, empty where it has an error."""
-    row: Row = {
-        "key": record.key,
-        "category": None,
-        "fields": json.dumps(dict(record.fields), default=str) if record.fields else None,
-        "error": None,
-        "error_kind": None,
-        "width": None,
-        "height": None,
-        "frame": None,
-        "shape": [0, 0],
-    }
+    row = row_of(record) | {"width": None, "height": None, "frame": None, "shape": [0, 0]}
     try:
-        if isinstance(record.content, CflowRayError):
-            raise record.content
+        content = content_of(record)
         row["category"] = plan.category_of(record)
-        image = prepare(record.content, plan.checkpoints[row["category"]].input, plan.max_pixels)
+        how = plan.checkpoints[row["category"]].input
+        assert how is not None, "this plan is one for a server"
+        image = prepare(content, how, plan.max_pixels)
     except CflowRayError as error:
-        kind = error.kind if isinstance(error, RecordError) else UNREADABLE
-        return row | {"error": str(error), "error_kind": kind}, b""
+        return row | error_columns(error), b""
     shape = list(image.pixels_3HW.shape[1:])
     row |= {"width": image.width, "height": image.height, "frame": list(image.frame), "shape": shape}
     return row, image.pixels_3HW.numpy().tobytes()

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
+from cflow_ray.errors import DataError
 from cflow_ray.score.plan import Plan
 from cflow_ray.store.ahead import computed_ahead
 from cflow_ray.store.checkpoint import installed_packages
@@ -77,9 +78,21 @@ class JobSummary:
     checkpoints: dict[str, str]
 
     @property
-    def error_share(self) -> float:
-        """Rows with `error` of all rows."""
-        return self.errors / self.rows if self.rows else 0.0
+    def text(self) -> str:
+        """In one line."""
+        return (
+            f"{self.rows} rows, {self.errors} with error, {self.anomalies} anomalies in {self.seconds:.1f} s; "
+            f"table in {self.output}"
+        )
+
+    def check(self, max_error_fraction: float) -> None:
+        """Raises DataError where a larger share of the rows has an error."""
+        if self.rows and self.errors / self.rows > max_error_fraction:
+            kinds = ", ".join(f"{kind} {count}" for kind, count in self.errors_by_kind.items())
+            raise DataError(
+                f"{self.errors} of {self.rows} rows have an error, more than the share of {max_error_fraction:g} "
+                f"that is allowed ({kinds})."
+            )
 
 
 def finish(results: Storage, plan: Plan, before: Totals, chunks_before: int, run: Totals, seconds: float) -> JobSummary:

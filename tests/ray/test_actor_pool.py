@@ -11,7 +11,7 @@ import torch
 
 from cflow_ray.config import ScoreConfig
 from cflow_ray.data.archives import write_shards
-from cflow_ray.score import score
+from cflow_ray.score.run import score
 from cflow_ray.store.storage import Storage
 from tests.ray.processes import in_a_process_of_its_own, processes_below
 
@@ -71,7 +71,7 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.util.state import list_actors
 from cflow_ray.config import ScoreConfig
-from cflow_ray.score import score
+from cflow_ray.score.run import score
 
 class Seen(Exception):
     pass
@@ -113,7 +113,7 @@ import json, sys
 import ray
 from cflow_ray.config import ScoreConfig
 from cflow_ray.errors import ConfigError
-from cflow_ray.score import score
+from cflow_ray.score.run import score
 
 ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
 with open(sys.argv[1]) as file:

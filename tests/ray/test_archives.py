@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from cflow_ray.config import ScoreConfig
-from cflow_ray.score import score
+from cflow_ray.score.run import score
 from cflow_ray.store.results import read_results
 from cflow_ray.store.storage import Storage
 from tests.tars import tar_of

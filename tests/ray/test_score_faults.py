@@ -18,7 +18,7 @@ import pyarrow as pa
 import pytest
 
 from cflow_ray.config import ScoreConfig
-from cflow_ray.score import score
+from cflow_ray.score.run import score
 from cflow_ray.store.results import read_results
 from cflow_ray.store.storage import Storage
 from tests.ray.fault_proxy import RESET, SHORT, FaultProxy
@@ -191,7 +191,7 @@ import json, sys
 import ray
 from ray.cluster_utils import Cluster
 from cflow_ray.config import ScoreConfig
-from cflow_ray.score import score
+from cflow_ray.score.run import score
 
 soon = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000, "health_check_failure_threshold": 3}
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False, "_system_config": soon})

@@ -1,0 +1,40 @@
+"""A miniature of the demo's data, and a registry with a detector that was fitted on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cflow_ray.config import DataConfig, DetectorConfig
+from cflow_ray.data.datasets import read_data_set
+from cflow_ray.data.synthetic import CATEGORIES, DemoSize, demo_files
+from cflow_ray.store.registry import Registry
+from cflow_ray.store.storage import Storage
+from cflow_ray.train.category import fit_category
+from cflow_ray.train.task import FitSite, FitTask
+
+MINIATURE = DemoSize(train=16, test_good=4, test_per_defect=1, side=96)
+
+
+@pytest.fixture(scope="session")
+def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's five categories with few small images, in MVTec AD layout."""
+    root = tmp_path_factory.mktemp("miniature")
+    for path, content in demo_files(CATEGORIES, MINIATURE, seed=1):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(content)
+    return root
+
+
+@pytest.fixture(scope="session")
+def registry(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A registry with one fitted category, brick."""
+    root = tmp_path_factory.mktemp("registry")
+    Registry.create(Storage(str(root)))
+    data_set = read_data_set(DataConfig(data=str(miniature)), {})
+    detector = DetectorConfig(recipe="fast", input_size=MINIATURE.side, target_fpr=0.3)
+    task = FitTask("brick", tuple(data_set.of("brick")), detector, data_digest="")
+    outcome = fit_category(task, FitSite(str(miniature), str(root), {}), lambda progress: None)
+    assert outcome.status == "fitted", outcome.error
+    return root
