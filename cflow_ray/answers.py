@@ -41,13 +41,17 @@ class RegionAnswer(Answer):
 
 
 class TimingsAnswer(Answer):
-    """Where an answer's time went, in milliseconds."""
+    """Milliseconds that the image took, stage by stage."""
 
     read_ms: float
+    """For the whole request to arrive."""
     decode_ms: float
     wait_ms: float
+    """For its detector to be loaded and the model to come free."""
     model_ms: float
+    """Of the whole batch it was scored in."""
     judge_ms: float
+    """Pictures included."""
 
 
 class ScoreAnswer(Answer):

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import httpx
 import numpy as np
 import torch
+import uvicorn
+from fastapi import Request, Response
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
@@ -26,6 +32,7 @@ from cflow_ray.serve.api import build_api
 from cflow_ray.serve.service import ScoringService
 from cflow_ray.store.checkpoint import Manifest
 from cflow_ray.store.registry import Registry
+from tests.stores import free_port
 
 ENCODER = EncoderConfig(strides=(8, 16))
 FLOW = FlowConfig(blocks=2, condition_channels=8)
@@ -92,6 +99,65 @@ async def serving(root: Path | str, client: str = "127.0.0.1", **settings: objec
     async with httpx.AsyncClient(transport=transport, base_url="http://server", timeout=60) as asking:
         yield Served(service, asking)
     await service.close()
+
+
+@dataclass(frozen=True)
+class Site:
+    """A server over HTTP, and the paths it was asked for."""
+
+    url: str
+    asked: list[str]
+    service: ScoringService
+
+
+@contextmanager
+def site(root: Path | str, **settings: object) -> Iterator[Site]:
+    """The same over HTTP, from a thread of this process, without Ray."""
+    config = ServeConfig.model_validate({"registry": str(root), "runtime": "torch", "reload_seconds": 3600, **settings})
+    port, started = free_port(), Future[Site]()
+    servers: list[uvicorn.Server] = []
+
+    async def run() -> None:
+        service = ScoringService(config, "first")
+        api, asked = build_api(service), list[str]()
+
+        @api.middleware("http")
+        async def note(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+            asked.append(request.url.path)
+            return await call_next(request)
+
+        server = uvicorn.Server(uvicorn.Config(api, port=port, log_level="warning", ws="none"))
+        servers.append(server)
+        serving = asyncio.create_task(server.serve())
+        while not server.started:
+            assert not serving.done(), "the server did not start"
+            await asyncio.sleep(0.01)
+        started.set_result(Site(f"http://127.0.0.1:{port}", asked, service))
+        await serving
+        await service.close()
+
+    with ThreadPoolExecutor(1, thread_name_prefix="site") as thread:
+        running = thread.submit(asyncio.run, run())
+        running.add_done_callback(
+            lambda ended: started.done() or started.set_exception(ended.exception() or SystemExit())
+        )
+        try:
+            yield started.result()
+        finally:
+            for server in servers:
+                server.should_exit = True
+            running.result()
+
+
+def tokens_file(folder: Path, **roles: str) -> Path:
+    """A file that lets in who sends one of these secrets, each with its role."""
+    entries = [
+        {"name": f"t{number}", "sha256": sha256(secret.encode()).hexdigest(), "role": role}
+        for number, (secret, role) in enumerate(roles.items())
+    ]
+    file = folder / "tokens.yaml"
+    file.write_text(json.dumps(entries))  # which is YAML too
+    return file
 
 
 def kind_of(answer: httpx.Response) -> str:

@@ -123,7 +123,7 @@ class Access:
             )
         token = None if secret is None else self._by_hash.get(_hash(secret))
         if token is None:
-            raise ProblemError("unauthorized", "send a known token as Authorization: Bearer TOKEN")
+            raise ProblemError("unauthorized", "this server wants a token that it knows: Authorization: Bearer TOKEN")
         self._take_turn(token)
         return Caller(token.name, token.role)
 

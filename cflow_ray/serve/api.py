@@ -5,11 +5,12 @@ from __future__ import annotations
 from fastapi import APIRouter, Depends, FastAPI, Response
 
 from cflow_ray import __version__
-from cflow_ray.serve.answers import HealthAnswer
+from cflow_ray.answers import HealthAnswer
 from cflow_ray.serve.callers import role_needed
 from cflow_ray.serve.category_routes import category_routes
 from cflow_ray.serve.envelope import Envelope
 from cflow_ray.serve.metrics import CONTENT_TYPE
+from cflow_ray.serve.page import page_router
 from cflow_ray.serve.problems import RESPONSES, ProblemError, answer_problems
 from cflow_ray.serve.scoring_routes import scoring_routes
 from cflow_ray.serve.service import ScoringService
@@ -33,6 +34,7 @@ def build_api(service: ScoringService, tells_id: bool = True) -> FastAPI:
     for router in (scoring_routes(service), category_routes(service), _metrics_route(service)):
         api.include_router(router, dependencies=known, responses=RESPONSES)
     api.include_router(_health_routes(service))
+    api.include_router(page_router())  # it asks its reader for a token itself
     return api
 
 

@@ -31,7 +31,7 @@ def role_needed(access: Access, role: Role) -> Callable[..., Awaitable[None]]:
         caller = access.caller(credentials.credentials if credentials else None, client)
         request.state.caller = caller.name
         if role == "admin" and caller.role != "admin":
-            raise ProblemError("forbidden", "this needs a token of the role admin")
+            raise ProblemError("forbidden", "this token may not move pointers; use an administrator's (role admin)")
 
     return let_in
 

@@ -7,8 +7,8 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request
 from pydantic import ValidationError
 
+from cflow_ray.answers import CategoryAnswer, CategoryDetailAnswer, PromotedAnswer, PromoteRequest
 from cflow_ray.errors import CheckpointError
-from cflow_ray.serve.answers import CategoryAnswer, CategoryDetailAnswer, PromotedAnswer, PromoteRequest
 from cflow_ray.serve.callers import role_needed
 from cflow_ray.serve.checkpoints import ServedCheckpoint
 from cflow_ray.serve.problems import ProblemError
@@ -78,8 +78,8 @@ async def _detail(service: ScoringService, category: str) -> CategoryDetailAnswe
     return CategoryDetailAnswer(
         **_facts(served),
         thresholds={f"{rate:g}": served.calibration.threshold(rate) for rate in rates},
-        history=[PromotedAnswer(version=pointer.version, promoted_at=pointer.promoted or None), *earlier],
-        versions=versions,
+        history=(PromotedAnswer(version=pointer.version, promoted_at=pointer.promoted or None), *earlier),
+        versions=tuple(versions),
     )
 
 

@@ -9,17 +9,15 @@ from typing import Any, Final, NamedTuple
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 
+from cflow_ray.answers import KIND_PREFIX, MEDIA_TYPE_OF_PROBLEMS, ProblemAnswer
 from cflow_ray.errors import CflowRayError, CheckpointError, ImageError, StorageError
 from cflow_ray.serve.admission import OverloadedError
 from cflow_ray.serve.checkpoints import UnknownCategoryError
 
 log = logging.getLogger(__name__)
 
-MEDIA_TYPE = "application/problem+json"
-_PREFIX = "urn:cflow-ray:problem:"
 _RETRY_SECONDS = 1  # a full replica answers several images in this time
 _STORE_RETRY_SECONDS = 5  # the store was given as long before it was said to be out of reach
 
@@ -51,19 +49,6 @@ KINDS: Final[Mapping[str, Kind]] = {
 """By the last part of `type`."""
 
 
-class ProblemAnswer(BaseModel):
-    """Why a request, or one of its images, was refused."""
-
-    model_config = ConfigDict(extra="allow")
-
-    type: str
-    """`urn:cflow-ray:problem:` and the kind."""
-    title: str
-    status: int
-    detail: str
-    request_id: str
-
-
 class ProblemError(Exception):
     """A refusal on its way to the client; `members` are further members of the answer."""
 
@@ -89,7 +74,7 @@ class ProblemError(Exception):
         """As the body says it."""
         status, title = KINDS[self.kind]
         return ProblemAnswer(
-            type=_PREFIX + self.kind,
+            type=KIND_PREFIX + self.kind,
             title=title,
             status=status,
             detail=self.detail,
@@ -100,7 +85,7 @@ class ProblemError(Exception):
     def response(self, request_id: str) -> JSONResponse:
         """The HTTP answer."""
         content = self.answer(request_id).model_dump(mode="json")
-        return JSONResponse(content, self.status, self.headers, media_type=MEDIA_TYPE)
+        return JSONResponse(content, self.status, self.headers, media_type=MEDIA_TYPE_OF_PROBLEMS)
 
     @classmethod
     def of(cls, error: CflowRayError) -> ProblemError:
@@ -124,7 +109,7 @@ class ProblemError(Exception):
 RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {
         "description": "; ".join(kind.title for kind in KINDS.values() if kind.status == status),
-        "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemAnswer"}}},
+        "content": {MEDIA_TYPE_OF_PROBLEMS: {"schema": {"$ref": "#/components/schemas/ProblemAnswer"}}},
     }
     for status in sorted({kind.status for kind in KINDS.values()})
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -13,9 +12,9 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
+from cflow_ray.answers import ItemAnswer, ScoreAnswer, ScoresAnswer, TimingsAnswer
 from cflow_ray.errors import CflowRayError
 from cflow_ray.serve.admission import Place
-from cflow_ray.serve.answers import ItemAnswer, ScoreAnswer, ScoresAnswer, TimingsAnswer
 from cflow_ray.serve.callers import DeadlineMs, deadline
 from cflow_ray.serve.checkpoints import ServedCheckpoint
 from cflow_ray.serve.problems import ProblemError
@@ -123,7 +122,7 @@ class _Scoring:
         served = {category: self._served(category) for category in {upload.category for upload in uploads}}
         async with asyncio.TaskGroup() as group:
             items = [group.create_task(self._item(served[upload.category], upload, read_ms)) for upload in uploads]
-        return ScoresAnswer(images=[item.result() for item in items])
+        return ScoresAnswer(images=tuple(item.result() for item in items))
 
     async def _item(self, served: ServedCheckpoint | ProblemError, upload: Upload, read_ms: float) -> ItemAnswer:
         try:
@@ -154,16 +153,14 @@ class _Scoring:
 
 def _answer(scored: Scored, read_ms: float) -> ScoreAnswer:
     category, checkpoint = scored.served.key
-    answer = ScoreAnswer(
+    pictures: dict[str, Any] = {"map_png": scored.map_png, "overlay_png": scored.overlay_png}
+    return ScoreAnswer(
         category=category,
         checkpoint=checkpoint,
         width=scored.width,
         height=scored.height,
+        frame=scored.frame,
         timings=TimingsAnswer(read_ms=read_ms, **asdict(scored.timings)),
         **asdict(scored.verdict),
+        **{name: content for name, content in pictures.items() if content is not None},
     )
-    if scored.map_png is not None:
-        answer.map_png = base64.b64encode(scored.map_png).decode()
-    if scored.overlay_png is not None:
-        answer.overlay_png = base64.b64encode(scored.overlay_png).decode()
-    return answer

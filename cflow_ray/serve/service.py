@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from cflow_ray.config import ServeConfig
-from cflow_ray.data.images import PreparedImage, prepare
+from cflow_ray.data.images import Frame, PreparedImage, prepare
 from cflow_ray.model.bank import LoadedDetector
 from cflow_ray.model.detector import Finding
 from cflow_ray.model.scoring import Verdict, judge
@@ -65,6 +65,8 @@ class Scored:
     verdict: Verdict
     width: int
     height: int
+    frame: Frame
+    """What the map covers of the image."""
     timings: Timings
     map_png: bytes | None
     overlay_png: bytes | None
@@ -116,7 +118,7 @@ class ScoringService:
             judge_ms=1000 * (time.perf_counter() - found),
         )
         self._count(served, verdict, timings)
-        return Scored(served, verdict, image.width, image.height, timings, map_png, overlay_png)
+        return Scored(served, verdict, image.width, image.height, image.frame, timings, map_png, overlay_png)
 
     @property
     def problem(self) -> str | None:

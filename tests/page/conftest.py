@@ -13,12 +13,12 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from cflow_ray.store.registry import Registry
 from cflow_ray.store.storage import Storage
-from tests.page.contract import contract_app, served
+from tests import serving
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
 FLAGS += ["--disable-component-update", "--disable-sync"]
-TOKENS = ("for-admins", "for-users")
+TOKENS = {"for-admins": "admin", "for-users": "score"}
 
 TIMEOUT_MS = 30_000  # for anything to be seen: the machine may be busy
 
@@ -54,16 +54,17 @@ def own_registry(registry: Path, tmp_path_factory: pytest.TempPathFactory) -> Re
 
 @pytest.fixture(scope="module")
 def site(own_registry: Registry) -> Iterator[str]:
-    """The page where nobody needs a token to score."""
-    with served(contract_app(own_registry, admins=["for-admins"])) as url:
-        yield url
+    """The page where nobody needs a token to score, and nobody may promote."""
+    with serving.site(own_registry.storage.uri) as running:
+        yield running.url
 
 
 @pytest.fixture(scope="module")
-def closed_site(own_registry: Registry) -> Iterator[str]:
+def closed_site(own_registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The page where every call needs a token."""
-    with served(contract_app(own_registry, admins=["for-admins"], users=["for-users"])) as url:
-        yield url
+    tokens = serving.tokens_file(tmp_path_factory.mktemp("tokens"), **TOKENS)
+    with serving.site(own_registry.storage.uri, tokens=str(tokens)) as running:
+        yield running.url
 
 
 @pytest.fixture

@@ -217,10 +217,12 @@ def test_what_passes_is_tried_again_and_what_stays_is_told(open_page: Open, site
 
 
 def test_promotion_needs_an_administrator_s_token_and_is_rolled_back(
-    open_page: Open, site: str, own_registry: Registry, artefacts: Path
+    open_page: Open, closed_site: str, own_registry: Registry, artefacts: Path
 ):
     first = own_registry.best("brick")
-    page = open_page(f"{site}/#registry")
+    page = open_page(f"{closed_site}/#registry")
+    page.get_by_label("Token", exact=True).fill("for-users")
+    page.get_by_role("button", name="Use token").click()
     card = page.get_by_role("article", name="brick")
     card.get_by_text("Versions and history").click()
     page.screenshot(path=artefacts / "registry.png", full_page=True)
@@ -231,8 +233,6 @@ def test_promotion_needs_an_administrator_s_token_and_is_rolled_back(
 
     promote.click()
     page.locator("#confirm-yes").click()
-    page.get_by_label("Token", exact=True).fill("for-users")
-    page.get_by_role("button", name="Use token").click()
     expect(page.locator("#token-reason")).to_contain_text("administrator's")
     expect(page.locator("#notice")).to_contain_text("may not move pointers")
     assert own_registry.best("brick") == first

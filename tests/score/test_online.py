@@ -6,15 +6,14 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from fastapi import Request
 
 from cflow_ray.cli import main
 from cflow_ray.client import Client, ProblemError, UnreachableError
@@ -29,8 +28,8 @@ from cflow_ray.score.stages import ReadSpan, ScoreChunk
 from cflow_ray.store.registry import Registry
 from cflow_ray.store.results import finished_parts, read_maps, read_results
 from cflow_ray.store.storage import Storage
+from tests import serving
 from tests.client.scripted import ANSWER, Reply, problem, scripted_server
-from tests.page.contract import contract_app, served
 from tests.stores import free_port
 
 CATEGORIES = Reply(
@@ -52,23 +51,17 @@ class Site:
     """A server, the registry behind it, and the paths it was asked for."""
 
     registry: Registry
-    url: str = ""
-    asked: list[str] = field(default_factory=list)
+    url: str
+    asked: list[str]
+    follow: Callable[[], None]
+    """Takes over moved pointers."""
 
 
 @pytest.fixture
 def site(registry: Path, tmp_path: Path) -> Iterator[Site]:
     root = shutil.copytree(registry, tmp_path / "registry")
-    site = Site(Registry(Storage(str(root))))
-    app = contract_app(site.registry)
-
-    @app.middleware("http")
-    async def note(request: Request, call_next: Any) -> Any:
-        site.asked.append(request.url.path)
-        return await call_next(request)
-
-    with served(app) as site.url:
-        yield site
+    with serving.site(root) as running:
+        yield Site(Registry(Storage(str(root))), running.url, running.asked, running.service.checkpoints.refresh)
 
 
 @pytest.fixture
@@ -102,8 +95,7 @@ def as_the_archive_job(config: ScoreConfig) -> None:
     """The same job in this process, stage by stage, as Ray Data runs it."""
     output = Storage(config.output)
     plan = plan_job(config, output)
-    read = ReadSpan(config.output, {}, plan.id)
-    score_chunk = ScoreChunk(config.output, {}, plan.id, config.batch_size, 2**30)
+    read, score_chunk = ReadSpan(config, plan.id), ScoreChunk(config, plan.id)
     for span in pending(plan, finished_parts(output), frozenset(), output).spans(1):
         for chunk in read({"span": span.to_json()}):
             score_chunk(chunk)
@@ -171,12 +163,14 @@ def test_a_version_that_was_promoted_meanwhile_is_not_mixed_in(site: Site, input
     manifest = json.loads((root / "v2-abcdef/manifest.json").read_text())
     (root / "v2-abcdef/manifest.json").write_text(json.dumps(manifest | {"version": "v2-abcdef"}))
     site.registry.promote("brick", "v2-abcdef")
+    site.follow()
     for part in (tmp_path / "online").rglob("part-*.parquet"):
         part.unlink()
     with pytest.raises(ServingError, match=f"v2-abcdef now; this job began with {first}"):
         score(config)
     assert {row["checkpoint"] for row in rows_of_if_any(tmp_path / "online")} <= {first, None}
     site.registry.rollback("brick")
+    site.follow()
     assert score(config).errors == 3
 
 

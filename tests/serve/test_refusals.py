@@ -32,7 +32,7 @@ def large_png(width: int, height: int) -> bytes:
         ("POST", "/v1/score/cat", bytes(300_000), "too-large", "0.2 MB"),
         ("POST", "/v1/score/cat", large_png(500, 401), "too-large", "200000"),
         ("GET", "/v1/nothing", b"", "not-found", "/v1/nothing"),
-        ("GET", "/", b"", "not-found", ""),
+        ("GET", "/nothing", b"", "not-found", ""),
         ("GET", "/docs", b"", "not-found", ""),
         ("DELETE", "/v1/score/cat", b"", "method-not-allowed", "DELETE"),
         ("POST", "/v1/score", b"x", "unsupported-media", "path"),
