@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,8 @@ def listening(python: Path, module: str, threads: int, **settings: Any) -> Itera
     """The URL that `benchmarks.<module>` prints once it answers; it ends when its stdin does."""
     environment = os.environ | dict.fromkeys(THREADS, str(threads)) | {"PYTHONWARNINGS": "ignore"}
     command = [python, "-m", f"benchmarks.{module}", json.dumps(settings)]
-    process = subprocess.Popen(
-        command, cwd=CHECKOUT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    process = subprocess.Popen(command, cwd=CHECKOUT, env=environment, text=True, start_new_session=True, **pipes)
     assert process.stdout is not None
     try:
         url = next((line.strip() for line in process.stdout if line.startswith("http://")), None)
@@ -28,4 +28,8 @@ def listening(python: Path, module: str, threads: int, **settings: Any) -> Itera
             raise SystemExit(f"benchmarks.{module} did not start")
         yield url
     finally:
-        process.communicate(timeout=120)
+        assert process.stdin is not None
+        process.stdin.close()
+        process.wait(120)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)  # what it has started and left behind, its stdout open

@@ -47,7 +47,7 @@ def _flags() -> ArgumentParser:
     flags.set_defaults(threads=os.cpu_count(), rounds=3)
     flags.add_argument("--seconds", type=float, default=15, help="of every measurement, after a third as much")
     flags.add_argument("--registered", type=int, default=300, help="categories of the registry with cold ones")
-    flags.add_argument("--capacity-mb", type=int, default=512, help="of its detectors in memory")
+    flags.add_argument("--capacity-mb", type=int, default=2048, help="of its detectors in memory")
     return flags
 
 

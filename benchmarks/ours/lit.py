@@ -67,7 +67,8 @@ class Detectors(litserve.LitAPI):
 
 
 def _end_with_stdin() -> None:
-    sys.stdin.read()
+    while os.read(0, 4096):  # not `sys.stdin.read`, whose lock a process that is forked meanwhile would inherit
+        pass
     os._exit(0)
 
 
