@@ -91,6 +91,7 @@ _SETTING = {  # flags whose setting has another name
     "workers": "cluster.workers",
     "resources": "cluster.resources",
     "gpus_per_worker": "cluster.resources.gpu",
+    "gpu": "cluster.resources.gpu",
     "wait": "cluster.wait",
     "storage_option": "storage_options",
     "checkpoint": "checkpoints",

@@ -10,7 +10,7 @@ import click
 import yaml
 
 from cflow_ray.cli.command import Output, common, settings_of
-from cflow_ray.cli.options import runtime_option
+from cflow_ray.cli.options import resources_option, runtime_option
 from cflow_ray.config import ServeConfig, load_config
 
 
@@ -19,6 +19,8 @@ from cflow_ray.config import ServeConfig, load_config
 @click.option("--host", help="Address to listen on [127.0.0.1].")
 @click.option("--port", type=int, help="Port to listen on; 0 takes a free one [8000].")
 @click.option("--replicas", metavar="N|MIN:MAX", help="Copies of the service, or bounds for the load to decide [1].")
+@resources_option
+@click.option("--gpu", type=float, metavar="SHARE", help="GPUs of one replica, e.g. 0.25 [0].")
 @click.option("--tokens", metavar="FILE", help="YAML file, path or URI, of the tokens that are let in.")
 @runtime_option
 @common

@@ -26,7 +26,8 @@ class Client:
     """Asks a server; thread-safe; a context manager that closes its connections.
 
     Every call has `deadline` seconds for all its tries, which the server is told, too. What may pass - a lost or
-    refused connection, 408, 429, 502, 503, 504 - is tried again within it, no sooner than Retry-After says. Calls raise
+    refused connection, 408, 429, 502, 503, 504, the bare 500 of a proxy - is tried again within it, no sooner than
+    Retry-After says. Calls raise
     ProblemError where the server says why it refused, UnreachableError where no answer came, ServingError where the
     answer is none of this API.
     """

@@ -11,6 +11,8 @@ from pydantic import ValidationError
 from cflow_ray.answers import ProblemAnswer
 from cflow_ray.errors import ServingError
 
+NO_PROBLEM = "about:blank"
+"""The type of an answer that is no problem JSON."""
 _SHOWN = 200  # characters of an answer that is no problem JSON
 
 
@@ -41,7 +43,7 @@ class ProblemError(ServingError):
         except ValidationError:
             text = " ".join(response.text.split())[:_SHOWN] or "it gave no reason"
             title = response.reason_phrase or "no reason phrase"
-            problem = ProblemAnswer(type="about:blank", title=title, status=response.status_code, detail=text)
+            problem = ProblemAnswer(type=NO_PROBLEM, title=title, status=response.status_code, detail=text)
         return cls(problem, _seconds(response.headers.get("Retry-After")))
 
 

@@ -11,7 +11,7 @@ import tenacity
 from tenacity import RetryCallState
 
 from cflow_ray.client.calls import Call
-from cflow_ray.client.failures import ProblemError, UnreachableError
+from cflow_ray.client.failures import NO_PROBLEM, ProblemError, UnreachableError
 from cflow_ray.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -64,8 +64,14 @@ def retry_settings(call: Call[Any], deadline: Deadline) -> dict[str, Any]:
 def may_pass(error: BaseException, repeatable: bool) -> bool:
     """Whether the same call may succeed a little later."""
     if isinstance(error, ProblemError):
-        return error.problem.status in (_PASSING if repeatable else {429})
+        passing = error.problem.status in _PASSING or _is_of_rays_proxy(error)
+        return passing if repeatable else error.problem.status == 429
     return isinstance(error, httpx.TransportError if repeatable else _NOT_SENT) and not isinstance(error, _NEVER)
+
+
+def _is_of_rays_proxy(error: ProblemError) -> bool:
+    """Ray Serve's proxy answers for a replica that died over a request with a 500 of its own, in plain text."""
+    return error.problem.status == 500 and error.problem.type == NO_PROBLEM
 
 
 def unreachable(url: str, error: httpx.TransportError, deadline: Deadline) -> UnreachableError:

@@ -16,6 +16,7 @@ from cflow_ray.config import ServeConfig
 from cflow_ray.data.images import Frame, PreparedImage, prepare
 from cflow_ray.model.bank import LoadedDetector
 from cflow_ray.model.detector import Finding
+from cflow_ray.model.device import prepare_device
 from cflow_ray.model.scoring import Verdict, judge
 from cflow_ray.serve.access import Access
 from cflow_ray.serve.admission import Room
@@ -81,7 +82,9 @@ class ScoringService:
         self.metrics = Metrics(replica)
         self.room = Room(config.max_waiting)
         self._registry = Registry(Storage(config.registry, config.storage_options, _PATIENCE))
-        self._bank = self._registry.bank(config.capacity_mb * 2**20, runtime=config.runtime)
+        device = "cuda" if config.cluster.resources.gpu else "cpu"
+        prepare_device(device)
+        self._bank = self._registry.bank(config.capacity_mb * 2**20, device, config.runtime)
         self.checkpoints = ServedCheckpoints(self._registry, self._check, self.metrics.reloaded)
         self._loading = Loading(self._bank)
         self._batcher: Batcher[tuple[LoadedDetector, Tensor], Finding] = Batcher(

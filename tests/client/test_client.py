@@ -102,7 +102,13 @@ def test_categories_are_shown_and_moved(call: Callable[[Client], Any], method: s
 
 @pytest.mark.parametrize(
     "trouble",
-    [BUSY, HANG_UP, Reply(429, problem(429, "rate-limited"), {"Retry-After": "0"}), Reply(502, b"bad gateway")],
+    [
+        BUSY,
+        HANG_UP,
+        Reply(429, problem(429, "rate-limited"), {"Retry-After": "0"}),
+        Reply(502, b"bad gateway"),
+        Reply(500, b"Internal Server Error"),
+    ],
     ids=lambda reply: str(reply.status),
 )
 def test_what_passes_is_tried_again(trouble: Reply):

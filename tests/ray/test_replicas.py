@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -15,6 +14,8 @@ import ray
 import tenacity
 from ray import serve
 
+from cflow_ray.answers import ScoreAnswer
+from cflow_ray.client import Client
 from cflow_ray.config import ServeConfig
 from cflow_ray.serve import Server
 
@@ -105,29 +106,19 @@ def test_replicas_come_with_the_load_and_go_when_it_is_over(url: str, image: byt
     running(1)
 
 
-def test_requests_of_a_killed_replica_succeed_when_they_are_sent_again(url: str, image: bytes):
-    again = tenacity.retry(
-        stop=tenacity.stop_after_delay(60),
-        wait=tenacity.wait_fixed(0.2),
-        retry=tenacity.retry_if_exception_type((httpx.TransportError, httpx.HTTPStatusError)),
-    )
-    with httpx.Client(base_url=url, timeout=60) as client:
-
-        @again
-        def ask() -> dict[str, Any]:
-            return client.post("/v1/score/brick", content=image).raise_for_status().json()
-
-        before = ask()
+def test_the_client_asks_again_what_a_killed_replica_had_begun(url: str, image: bytes):
+    with Client(url, deadline=60) as client:
+        before = client.score("brick", image)
         stop = threading.Event()
 
-        def hammer() -> list[dict[str, Any]]:
+        def hammer() -> list[ScoreAnswer]:
             answers = []
             while not stop.is_set():
-                answers.append(ask())
-            return [*answers, ask()]
+                answers.append(client.score("brick", image))
+            return [*answers, client.score("brick", image)]
 
         with ThreadPoolExecutor(4) as pool:
-            clients = [pool.submit(hammer) for _ in range(4)]
+            asking = [pool.submit(hammer) for _ in range(4)]
             killed = replicas()[0]
             ray.kill(ray.get_actor(killed, namespace="serve"))
 
@@ -135,9 +126,11 @@ def test_requests_of_a_killed_replica_succeed_when_they_are_sent_again(url: str,
             def replaced() -> None:
                 assert set(replicas()) - {killed}
 
-            replaced()
-            ask()
-            stop.set()
-            answers = [answer for asked in clients for answer in asked.result(120)]
-    assert {answer["checkpoint"] for answer in answers} == {before["checkpoint"]}
-    assert [answer["score"] for answer in answers] == pytest.approx([before["score"]] * len(answers), abs=1e-5)
+            try:
+                replaced()
+                client.score("brick", image)
+            finally:
+                stop.set()
+            answers = [answer for asked in asking for answer in asked.result(120)]
+    assert {answer.checkpoint for answer in answers} == {before.checkpoint}
+    assert [answer.score for answer in answers] == pytest.approx([before.score] * len(answers), abs=1e-5)
