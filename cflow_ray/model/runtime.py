@@ -15,6 +15,7 @@ import logging
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Protocol, TypeVar
@@ -94,13 +95,15 @@ class TorchRuntime:
 
 
 class _GraphRuntime(ABC):
-    """What the compiling runtimes have in common: they read ONNX, and run the images of a batch one by one."""
+    """What the compiling runtimes have in common: they read ONNX, and run every image of a batch by itself."""
 
     name: RuntimeName
     torch_threads = 1
     packages: tuple[str, ...]
     """What must be installed; all of it comes with the extra."""
     extra: str
+    _side_by_side: Executor | None = None
+    """Threads that run images of a batch at once, of a runtime whose functions may be called so."""
 
     def compile_encoder(self, encoder: Encoder, size: tuple[int, int]) -> CompiledEncoder:
         """The encoder's graph; raises ConfigError where the runtime lacks an operation or gives other features."""
@@ -115,14 +118,16 @@ class _GraphRuntime(ABC):
                     f"{self.name} gives other features of {encoder.config.name} than torch, by {difference:.0e} of the "
                     "largest. Use runtime torch."
                 )
-        return lambda images_B3HW: _one_by_one(run, [images_B3HW])
+        return lambda images_B3HW: _each_by_itself(run, [images_B3HW], self._side_by_side)
 
     def compile_detector(self, detector: Detector, sizes: Sizes) -> CompiledDetector:
         """The detector's graph."""
         graph = DetectorGraph(detector, sizes)
         pyramid = tuple(torch.zeros(1, C, *size) for C, size in zip(graph.channels, sizes, strict=True))
         run = self._compiled(graph, pyramid, 1, "the detector")
-        return CompiledDetector(lambda levels: _one_by_one(run, levels)[0], _COPIES * graph.bytes)
+        return CompiledDetector(
+            lambda levels: _each_by_itself(run, levels, self._side_by_side)[0], _COPIES * graph.bytes
+        )
 
     def _compiled(self, graph: nn.Module, example: tuple[Tensor, ...], outputs: int, what: str) -> Run:
         try:
@@ -138,7 +143,11 @@ class _GraphRuntime(ABC):
 
 
 class OnnxRuntime(_GraphRuntime):
-    """onnxruntime's CPU provider, with as many threads as torch has now."""
+    """onnxruntime's CPU provider, with as many threads as torch has now.
+
+    They share the work of one image, and run the images of a batch side by side, which two threads do a quarter faster:
+    44 images/s one by one, 55 side by side (lite0 at 256 px, batch 16).
+    """
 
     name: RuntimeName = "onnxruntime"
     packages = ("onnx", "onnxruntime")
@@ -147,7 +156,10 @@ class OnnxRuntime(_GraphRuntime):
     def __init__(self) -> None:
         self._onnxruntime = importlib.import_module("onnxruntime")
         self._options = self._onnxruntime.SessionOptions()
-        self._options.intra_op_num_threads = torch.get_num_threads()
+        threads = torch.get_num_threads()
+        self._options.intra_op_num_threads = threads
+        if threads > 1:
+            self._side_by_side = ThreadPoolExecutor(threads, thread_name_prefix="onnxruntime")
         self._options.log_severity_level = 3
         self._options.enable_cpu_mem_arena = False  # 12 MB less a detector, no slower
         # Threads that spin while they wait take the CPU from others: two threads on a busy machine, 74 CPU-ms for 28.
@@ -257,15 +269,19 @@ def check_installed(what: str, packages: Sequence[str], extra: str) -> None:
         raise ConfigError(f"{what} needs {' and '.join(missing)}, not installed. Run: pip install 'cflow-ray[{extra}]'")
 
 
-def _one_by_one(run: Run, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Outputs of a batch from a function of one image."""
+def _each_by_itself(run: Run, inputs: Sequence[Tensor], side_by_side: Executor | None) -> list[Tensor]:
+    """Outputs of a batch from a function of one image, called in turn or by several threads at once."""
     outputs: list[Tensor] = []
     arrays = [tensor.contiguous().numpy() for tensor in inputs]
-    images = len(arrays[0])
-    for image in range(images):
-        found = run([array[image : image + 1] for array in arrays])
+    images = range(len(arrays[0]))
+
+    def run_one(image: int) -> Sequence[NDArray[np.float32]]:
+        return run([array[image : image + 1] for array in arrays])
+
+    all_found = map(run_one, images) if side_by_side is None or len(images) == 1 else side_by_side.map(run_one, images)
+    for image, found in enumerate(all_found):
         if not outputs:
-            outputs = [torch.empty(images, *output.shape[1:]) for output in found]
+            outputs = [torch.empty(len(images), *output.shape[1:]) for output in found]
         for output, of_image in zip(outputs, found, strict=True):
             output[image] = torch.from_numpy(of_image[0])
     return outputs

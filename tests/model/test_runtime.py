@@ -330,6 +330,23 @@ def test_onnxruntime_takes_torchs_threads(detectors: dict[str, Detector]) -> Non
         torch.set_num_threads(before)
 
 
+def test_images_side_by_side_keep_their_order(detectors: dict[str, Detector]) -> None:
+    pytest.importorskip("onnxruntime")
+    before = torch.get_num_threads()
+    channels = DetectorGraph(detectors["cat"], ((8, 8), (4, 4), (2, 2))).channels
+    levels = [torch.randn(9, C, side, side) for C, side in zip(channels, (8, 4, 2), strict=True)]
+    maps = []
+    try:
+        for threads in (1, 4):
+            torch.set_num_threads(threads)
+            compiled = OnnxRuntime().compile_detector(detectors["cat"], ((8, 8), (4, 4), (2, 2)))
+            maps.append(compiled.maps(levels))
+    finally:
+        torch.set_num_threads(before)
+    assert maps[0].flatten(1).unique(dim=0).shape[0] == 9  # so that a mix-up would show
+    assert torch.equal(*maps)
+
+
 # what cannot be compiled
 
 
