@@ -8,8 +8,10 @@ import random
 import signal
 import subprocess
 import tarfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -168,20 +170,44 @@ def test_two_drivers_on_one_output_end_with_one_right_table(
 
 
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize("name", [ACTORS, READERS])
-def test_a_killed_process_costs_nothing_but_time(
-    registry: Path, archive: Path, undisturbed: pa.Table, tmp_path: Path, name: str
+def test_a_killed_actor_costs_nothing_but_time(
+    registry: Path, archive: Path, undisturbed: pa.Table, tmp_path: Path
 ) -> None:
     killed: list[int] = []
 
     def kill(done: int, total: int) -> None:
         if done >= 5 and len(killed) < 1:
-            for pid in processes_below(os.getpid(), name)[:1]:
+            for pid in processes_below(os.getpid(), ACTORS)[:1]:
                 os.kill(pid, signal.SIGKILL)
                 killed.append(pid)
 
     summary = score(config_of(registry, archive, tmp_path), kill)
     assert killed
+    assert summary.rows == RECORDS
+    assert_same(tmp_path, undisturbed)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_killed_reader_costs_nothing_but_time(
+    registry: Path, archive: Path, undisturbed: pa.Table, tmp_path: Path
+) -> None:
+    """As soon as it is seen: readers are done before the first actor is."""
+    over = threading.Event()
+
+    def kill_the_first() -> bool:
+        while not over.is_set():
+            for pid in processes_below(os.getpid(), READERS)[:1]:
+                os.kill(pid, signal.SIGKILL)
+                return True
+        return False
+
+    with ThreadPoolExecutor(1) as watching:
+        killing = watching.submit(kill_the_first)
+        try:
+            summary = score(config_of(registry, archive, tmp_path))
+        finally:
+            over.set()
+        assert killing.result()
     assert summary.rows == RECORDS
     assert_same(tmp_path, undisturbed)
 
