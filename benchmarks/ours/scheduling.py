@@ -38,24 +38,24 @@ def _measured(folder: str, workers: int, step: float, chunks: int) -> dict[str, 
     whole = tuple(Span(f"night-{number:06d}", tuple(shard)) for number, shard in enumerate(shards))
     spans = Pending(whole, frozenset(), chunks, 0).spans(workers)
     config = ScoreConfig(inputs=("in",), registry="registry", output=folder, chunk_records=_RECORDS)
-    start, seen = time.perf_counter(), set[int]()
-    begun, begun_chunks = 0.0, 0
-    rows = pipeline(spans, config, "plan", (workers, workers), NamingReader, SleepingScorer).iter_rows()
-    for done, row in enumerate(rows, 1):
-        seen.add(row["worker"])
-        if not begun and len(seen) == workers:
-            begun, begun_chunks = time.perf_counter(), done
-    wall = time.perf_counter() - begun
-    if done != chunks or len(seen) != workers:
-        raise SystemExit(f"{done} of {chunks} chunks by {len(seen)} of {workers} workers")
+    start = time.time()
+    rows = list(pipeline(spans, config, "plan", (workers, workers), NamingReader, SleepingScorer).iter_rows())
+    firsts_of: dict[int, float] = {}
+    for row in rows:  # by the workers' clocks: the driver sees rows later
+        firsts_of[row["worker"]] = min(row["ended"], firsts_of.get(row["worker"], row["ended"]))
+    if len(rows) != chunks or len(firsts_of) != workers:
+        raise SystemExit(f"{len(rows)} of {chunks} chunks by {len(firsts_of)} of {workers} workers")
+    begun = max(firsts_of.values())
+    after = sum(row["ended"] > begun for row in rows)
+    wall = max(row["ended"] for row in rows) - begun
     return {
         "workers": workers,
         "step": step,
-        "chunks": chunks - begun_chunks,
+        "chunks": after,
         "wall": round(wall, 3),
         "start_up": round(begun - start, 2),
-        "chunks_per_second": round((chunks - begun_chunks) / wall, 2),
-        "efficiency": round((chunks - begun_chunks) * step / (workers * wall), 4),
+        "chunks_per_second": round(after / wall, 2),
+        "efficiency": round(after * step / (workers * wall), 4),
         "driver_peak_mb": memory_mb("VmHWM"),
     }
 

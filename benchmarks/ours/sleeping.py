@@ -41,11 +41,11 @@ class SleepingScorer:
         self._step = float(os.environ[STEP])
 
     def __call__(self, chunk: dict[str, Any]) -> dict[str, Any]:
-        """From a chunk to which process wrote its part."""
+        """From a chunk to which process wrote its part, and when."""
         time.sleep(self._step)
         rows = [_row(chunk["shard"], key) for key in chunk["keys"]]
         write_part(self._results, PartName(chunk["shard"], chunk["first"]), rows, {})
-        return {"worker": os.getpid()}
+        return {"worker": os.getpid(), "ended": time.time()}
 
 
 def _row(shard: str, key: str) -> dict[str, Any]:
