@@ -27,6 +27,10 @@ class Resources(Model):
         """Under Ray's names, what is 0 left out."""
         return {name: value for name, value in self._named().items() if value > 0}
 
+    def as_options(self) -> dict[str, float]:
+        """The same as Ray's tasks, actors and deployments are told."""
+        return {{"CPU": "num_cpus", "GPU": "num_gpus"}.get(name, name): value for name, value in self.as_ray().items()}
+
     def room(self, node: Mapping[str, float]) -> int:
         """How many workers fit a node with these resources."""
         return min(int(node.get(name, 0) // value) for name, value in self.as_ray().items())

@@ -66,9 +66,7 @@ def pipeline(
         scorer,
         fn_constructor_args=(config, plan_id),
         compute=ActorPoolStrategy(min_size=first, max_size=most),
-        num_cpus=_ACTOR_SHARE * of_actor.cpu,
-        num_gpus=of_actor.gpu or None,
-        memory=of_actor.memory or None,
+        **of_actor.as_options() | {"num_cpus": _ACTOR_SHARE * of_actor.cpu},
     )
 
 

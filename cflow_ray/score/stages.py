@@ -17,7 +17,7 @@ from cflow_ray.data.archives import Record
 from cflow_ray.data.images import encode_map, prepare
 from cflow_ray.errors import CflowRayError
 from cflow_ray.model.detector import Detector, Finding
-from cflow_ray.model.device import prepare_device
+from cflow_ray.model.device import prepared_device
 from cflow_ray.model.scoring import judge
 from cflow_ray.score.pace import BatchSize
 from cflow_ray.score.plan import Plan, PlannedCheckpoint, Span, read_own_plan
@@ -38,8 +38,7 @@ class ReadSpan:
     """Reads and decodes the chunks of a span, one after the other; a record that cannot be carries its error on."""
 
     def __init__(self, config: ScoreConfig, plan_id: str) -> None:
-        self._output = config.output
-        self._storage_options_json = json.dumps(config.storage_options, sort_keys=True)
+        self._config = config
         self._plan_id = plan_id
 
     def __call__(self, row: Row) -> Iterator[Row]:
@@ -49,8 +48,9 @@ class ReadSpan:
         not on what has been written meanwhile.
         """
         span = Span.from_json(row["span"])
-        plan = _plan(self._output, self._storage_options_json, self._plan_id)
-        for first, records in read_chunks(span, plan, Storage(self._output, json.loads(self._storage_options_json))):
+        output, options = self._config.output, self._config.storage_options
+        plan = _plan(output, json.dumps(options, sort_keys=True), self._plan_id)
+        for first, records in read_chunks(span, plan, Storage(output, options)):
             yield _decoded_chunk(plan, span.shard, first, records)
 
 
@@ -78,8 +78,7 @@ class ChunkScorer:
 
     def __init__(self, config: ScoreConfig, plan_id: str) -> None:
         torch.set_num_threads(1)  # before the bank: its runtime takes as many
-        device = "cuda" if config.cluster.resources.gpu else "cpu"
-        prepare_device(device)
+        device = prepared_device(config.cluster.resources.gpu)
         self._results = Storage(config.output, config.storage_options)
         self._plan = read_own_plan(self._results, plan_id)
         self._batch_size = BatchSize(config.batch_size)

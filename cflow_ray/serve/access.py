@@ -21,7 +21,7 @@ from cflow_ray.config import Model, ServeConfig
 from cflow_ray.errors import CflowRayError, ConfigError
 from cflow_ray.serve.problems import ProblemError
 from cflow_ray.store.patience import Patience
-from cflow_ray.store.storage import Storage
+from cflow_ray.store.storage import Storage, split_uri
 
 log = logging.getLogger(__name__)
 
@@ -141,9 +141,8 @@ class Access:
     def _read(self) -> dict[str, Token]:
         tokens = self._of_environment
         if self._config.tokens is not None:
-            folder, _, name = self._config.tokens.rpartition("/")
-            storage = Storage(folder or "/", self._config.storage_options, _PATIENCE)
-            text = storage.read(name).decode("utf-8", "replace")
+            folder, name = split_uri(self._config.tokens)
+            text = Storage(folder, self._config.storage_options, _PATIENCE).read(name).decode("utf-8", "replace")
             tokens += read_tokens(text, self._config.tokens)
         return {token.sha256: token for token in tokens}
 

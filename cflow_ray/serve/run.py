@@ -14,7 +14,7 @@ from ray.serve.config import AutoscalingConfig, HTTPOptions
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
-from cflow_ray.config import Resources, ServeConfig, load_config
+from cflow_ray.config import ServeConfig, load_config
 from cflow_ray.errors import CheckpointError, ConfigError, ServingError
 from cflow_ray.model.runtime import check_runtime
 from cflow_ray.serve.access import VARIABLE, Access, asks_for_tokens, is_loopback
@@ -62,16 +62,10 @@ def build_app(args: dict[str, Any]) -> serve.Application:
         **_copies(config),
         max_ongoing_requests=_MOST_REQUESTS,
         graceful_shutdown_timeout_s=config.deadline_seconds + _DRAIN_SECONDS,
-        ray_actor_options=_options(config.cluster.resources),
+        ray_actor_options=config.cluster.resources.as_options(),
     )
     application: serve.Application = deployment.bind(config.model_dump_json())
     return application
-
-
-def _options(of_replica: Resources) -> dict[str, float]:
-    """What a replica takes of its node, for `serve.deployment`."""
-    options = {"num_cpus": of_replica.cpu, "num_gpus": of_replica.gpu, "memory": of_replica.memory}
-    return {name: amount for name, amount in options.items() if amount}
 
 
 def _copies(config: ServeConfig) -> dict[str, Any]:

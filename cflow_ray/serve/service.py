@@ -16,7 +16,7 @@ from cflow_ray.config import ServeConfig
 from cflow_ray.data.images import Frame, PreparedImage, prepare
 from cflow_ray.model.bank import LoadedDetector
 from cflow_ray.model.detector import Finding
-from cflow_ray.model.device import prepare_device
+from cflow_ray.model.device import prepared_device
 from cflow_ray.model.scoring import Verdict, judge
 from cflow_ray.serve.access import Access
 from cflow_ray.serve.admission import Room
@@ -82,8 +82,7 @@ class ScoringService:
         self.metrics = Metrics(replica)
         self.room = Room(config.max_waiting)
         self._registry = Registry(Storage(config.registry, config.storage_options, _PATIENCE))
-        device = "cuda" if config.cluster.resources.gpu else "cpu"
-        prepare_device(device)
+        device = prepared_device(config.cluster.resources.gpu)
         self._bank = self._registry.bank(config.capacity_mb * 2**20, device, config.runtime)
         self.checkpoints = ServedCheckpoints(self._registry, self._check, self.metrics.reloaded)
         self._loading = Loading(self._bank)
