@@ -1,8 +1,11 @@
-"""Versions of detectors that are never run."""
+"""Versions of detectors that are never run, and copies of others."""
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 
 from torch import Generator
 
@@ -44,3 +47,12 @@ def add_untried_version(
         )
 
     return registry.add(category, Fitted(config, (decoder,), Calibration.of(peaks, scores)), manifest)
+
+
+def copy_version(registry: Path, source: str, target: str) -> Path:
+    """A finished version, `category/version`, under another name, which its manifest says too; it is not promoted."""
+    shutil.copytree(registry / source, registry / target)
+    category, version = target.split("/")
+    manifest = registry / target / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"category": category, "version": version}))
+    return registry / target

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from cflow_ray.store.registry import Registry
 from cflow_ray.store.storage import Storage
 from tests import serving
+from tests.versions import copy_version
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
@@ -44,11 +44,9 @@ def own_registry(registry: Path, tmp_path_factory: pytest.TempPathFactory) -> Re
     shutil.copytree(registry, root)
     opened = Registry(Storage(str(root)))
     first = opened.best("brick")
-    shutil.copytree(root / "brick", root / "tile")
-    shutil.copytree(root / "brick" / first, root / "brick" / "v2-abcdef")
-    for folder, changes in ((f"tile/{first}", {"category": "tile"}), ("brick/v2-abcdef", {"version": "v2-abcdef"})):
-        file = root / folder / "manifest.json"
-        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    copy_version(root, f"brick/{first}", f"tile/{first}")
+    opened.promote("tile", first)
+    copy_version(root, f"brick/{first}", "brick/v2-abcdef")
     return opened
 
 

@@ -265,6 +265,7 @@ def test_a_server_that_wants_a_token_is_given_one(open_page: Open, closed_site: 
     expect(page.locator("#notice")).to_be_hidden()
     give(page, crack)
     expect(page.locator("#decision-text")).to_have_text(re.compile("Anomaly|Normal"))
+    assert page.evaluate("() => Object.values(sessionStorage)") == ["for-users"]
 
 
 def test_the_keyboard_is_enough(open_page: Open, site: str, crack: Path):

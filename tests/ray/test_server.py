@@ -23,6 +23,7 @@ from cflow_ray.serve import Server
 from cflow_ray.store.registry import Registry
 from cflow_ray.store.storage import Storage
 from tests.serving import kind_of
+from tests.versions import copy_version
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 
@@ -40,10 +41,7 @@ def own_registry(registry: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     shutil.copytree(registry, root)
     opened = Registry(Storage(str(root)))
     first = opened.best("brick")
-    second = root / "brick" / "v2-abcdef"
-    shutil.copytree(root / "brick" / first, second)
-    manifest = json.loads((second / "manifest.json").read_text())
-    (second / "manifest.json").write_text(json.dumps(manifest | {"version": second.name}))
+    copy_version(root, f"brick/{first}", "brick/v2-abcdef")
     return root
 
 

@@ -31,6 +31,7 @@ from cflow_ray.store.storage import Storage
 from tests import serving
 from tests.client.scripted import ANSWER, Reply, problem, scripted_server
 from tests.stores import free_port
+from tests.versions import copy_version
 
 CATEGORIES = Reply(
     body=[
@@ -158,10 +159,7 @@ def test_a_version_that_was_promoted_meanwhile_is_not_mixed_in(site: Site, input
     config = asking(site, inputs, tmp_path)
     score(config)
     first = site.registry.best("brick")
-    root = Path(site.registry.storage.uri) / "brick"
-    shutil.copytree(root / first, root / "v2-abcdef")
-    manifest = json.loads((root / "v2-abcdef/manifest.json").read_text())
-    (root / "v2-abcdef/manifest.json").write_text(json.dumps(manifest | {"version": "v2-abcdef"}))
+    copy_version(Path(site.registry.storage.uri), f"brick/{first}", "brick/v2-abcdef")
     site.registry.promote("brick", "v2-abcdef")
     site.follow()
     for part in (tmp_path / "online").rglob("part-*.parquet"):

