@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import httpx
 import numpy as np
 from rich.table import Table
 
+from cflow_ray.client import Client
 from cflow_ray.config import (
     DemoConfig,
     DetectorConfig,
@@ -29,7 +29,7 @@ from cflow_ray.data import elpv, synthetic
 from cflow_ray.data.datasets import read_data_set
 from cflow_ray.data.images import decode_map, prepare
 from cflow_ray.data.samples import TEST, DataSet, Sample
-from cflow_ray.errors import FitError, ServingError
+from cflow_ray.errors import FitError
 from cflow_ray.evaluation.evaluate import evaluate, read_mask
 from cflow_ray.evaluation.figures import Metrics
 from cflow_ray.evaluation.report import heat_map_panel, metrics_table
@@ -239,24 +239,21 @@ def _compare_paths(
         registry=root.join("registry"), port=config.port, cluster=config.cluster, storage_options=config.storage_options
     )
     worst = 0.0
-    with Server(serve_config) as server, ProgressBoard(f"asking the server at {server.url} (Ray Serve)") as board:
+    with (
+        Server(serve_config) as server,
+        Client(server.url, deadline=60) as client,
+        ProgressBoard(f"asking the server at {server.url} (Ray Serve)") as board,
+    ):
         for number, (category, samples) in enumerate(shown.items(), start=1):
             content = data_set.root.read(samples[0].image)
             key = (category, registry.best(category))
             image = prepare(content, bank.detector(key).config.input)
             library = bank.score_batch([image.pixels_3HW], [key])[0].score
-            online = _ask(server.url, category, content)
+            online = client.score(category, content).score
             found = (library, online, archive[samples[0].image])
             worst = max(worst, max(found) - min(found))
             board.update("categories", number, len(shown), f"{category}: {online:.6f}")
     return worst
-
-
-def _ask(url: str, category: str, content: bytes) -> float:
-    response = httpx.post(f"{url}/v1/score/{category}", content=content, timeout=60)
-    if response.status_code != httpx.codes.OK:
-        raise ServingError(f"the server answered {response.status_code} for {category}: {response.text}")
-    return float(response.json()["score"])
 
 
 def _draw_heat_maps(
