@@ -5,14 +5,11 @@ from __future__ import annotations
 import tempfile
 from argparse import ArgumentParser
 from pathlib import Path
-from typing import Any
 
-from benchmarks.images import draw_factory
 from benchmarks.options import parse, parser
-from benchmarks.references import refer
+from benchmarks.references import Night
 from benchmarks.report import publish, significant
 from benchmarks.sides import OURS, run_side
-from cflow_ray.store.storage import Storage
 
 _BLOBS = 30
 
@@ -22,13 +19,8 @@ def main() -> None:
     options = parse(_flags())
     few, many = (100, 200) if options.quick else (options.images // 10, options.images)
     with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        (category,) = draw_factory(work / "data", [(24, _BLOBS)], options.side)
-        place = {"root": str(work / "data"), "category": category, "registry": str(work / "registry")}
-        detector = {"recipe": "fast", "calibration": "split", "input_size": options.side}
-        run_side(OURS, "ours.fitting", 1, detector=detector, **place)
-        blobs = [path.read_bytes() for path in sorted((work / "data" / category / "test").rglob("*.png"))]
-        small, large = (_job(work / str(count), category, blobs, count, place["registry"]) for count in (few, many))
+        night = Night.prepare(Path(folder), _BLOBS, options.side)
+        small, large = (run_side(OURS, "ours.archiving", 1, config=night.job(count)) for count in (few, many))
     result = {
         "name": "archive-memory",
         "ours": large["driver_peak_mb"],
@@ -55,13 +47,6 @@ def _flags() -> ArgumentParser:
     flags.add_argument("--images", type=int, default=200_000, help="of the large job; the small one has a tenth")
     flags.add_argument("--side", type=int, default=64, help="of images and network")
     return flags
-
-
-def _job(work: Path, category: str, blobs: list[bytes], count: int, registry: str) -> dict[str, Any]:
-    shards = Storage(str(work / "in"))
-    refer(shards, category, blobs, count)
-    config = {"inputs": [shards.uri], "output": str(work / "out"), "registry": registry}
-    return run_side(OURS, "ours.archiving", 1, config=config)
 
 
 if __name__ == "__main__":

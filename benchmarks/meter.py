@@ -6,7 +6,10 @@ Only the standard library: this module is imported by both sides.
 from __future__ import annotations
 
 import json
+import os
+import statistics
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -48,6 +51,24 @@ def memory_mb(field: str, process: int | str = "self") -> float:
     """
     lines = dict(line.split(":", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines())
     return round(int(lines[field].split()[0]) * 1024 / 1e6, 1)
+
+
+def latencies(seconds: list[float]) -> dict[str, float]:
+    """The median and the 99th percentile of what single answers took, in ms."""
+    in_order = sorted(seconds)
+    rare = in_order[min(len(in_order) - 1, int(0.99 * len(in_order)))]
+    return {"p50_ms": round(1000 * statistics.median(in_order), 2), "p99_ms": round(1000 * rare, 2)}
+
+
+def end_with_stdin() -> None:
+    """Ends this process once its stdin does: how `listening` stops a server."""
+    threading.Thread(target=_end_with_stdin, daemon=True).start()
+
+
+def _end_with_stdin() -> None:
+    while os.read(0, 4096):  # not `sys.stdin.read`, whose lock a process that is forked meanwhile would inherit
+        pass
+    os._exit(0)
 
 
 def answer(measure: Callable[..., dict[str, Any]]) -> None:

@@ -7,12 +7,10 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.images import draw_factory
 from benchmarks.options import parse, parser
-from benchmarks.references import refer
+from benchmarks.references import Night
 from benchmarks.report import publish, significant
 from benchmarks.sides import OURS, run_side
-from cflow_ray.store.storage import Storage
 
 _SIDE = 64
 _RECORDS = 64  # of a chunk
@@ -48,16 +46,9 @@ def _scheduled(workers: int, step: float, chunks: int) -> dict[str, Any]:
 def _plan(options: Namespace) -> dict[str, Any]:
     """A plan of chunks of one record each, so that few indexes are enough for many chunks."""
     with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        (category,) = draw_factory(work / "data", [(24, 10)], _SIDE)
-        place = {"root": str(work / "data"), "category": category, "registry": str(work / "registry")}
-        detector = {"recipe": "fast", "calibration": "split", "input_size": _SIDE}
-        run_side(OURS, "ours.fitting", 1, detector=detector, **place)
-        blobs = [path.read_bytes() for path in sorted((work / "data" / category / "test").rglob("*.png"))]
-        refer(Storage(str(work / "in")), category, blobs, options.plan_chunks)
-        config = {"inputs": [str(work / "in")], "output": str(work / "out"), "registry": place["registry"]}
+        config = Night.prepare(Path(folder), blobs=10, side=_SIDE).job(options.plan_chunks) | {"chunk_records": 1}
         settings = {"finished": options.plan_chunks // 2, "workers": max(options.workers)}
-        return run_side(OURS, "ours.planning", 1, config=config | {"chunk_records": 1}, **settings)
+        return run_side(OURS, "ours.planning", 1, config=config, **settings)
 
 
 def _result(

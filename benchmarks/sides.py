@@ -13,7 +13,7 @@ CHECKOUT = Path(__file__).parents[1]
 OURS = Path(sys.executable)
 ANOMALIB = Path(__file__).parent / ".venv-anomalib" / "bin" / "python"
 
-THREADS = ("OMP_NUMTHREADS", "MKL_NUMTHREADS", "OPENBLAS_NUMTHREADS")
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def run_side(python: Path, module: str, threads: int, **settings: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -38,3 +39,13 @@ def registry(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     outcome = fit_category(task, FitSite(str(miniature), str(root), {}), lambda progress: None)
     assert outcome.status == "fitted", outcome.error
     return root
+
+
+def archive_of(count: int, miniature: Path, folder: Path) -> Path:
+    """A tar of the test images of brick over and over, under a key of its own each."""
+    path = folder / "night.tar"
+    images = sorted((miniature / "brick" / "test").rglob("*.png"))
+    with tarfile.open(path, "w") as tar:
+        for number in range(count):
+            tar.add(images[number % len(images)], f"brick/{number:06}.png")
+    return path

@@ -15,7 +15,7 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from cflow_ray.cli import main
-from cflow_ray.config import FitConfig, Replicas, ScoreConfig, ServeConfig, load_config
+from cflow_ray.config import FitConfig, Range, ScoreConfig, ServeConfig, load_config
 
 CHECKOUT = Path(__file__).parents[1]
 CLUSTER = CHECKOUT / "cluster"
@@ -211,7 +211,7 @@ def test_the_serve_configuration_is_one_that_ray_serve_and_the_builder_take(sour
     [application] = deploy.applications
     assert config["applications"][0].keys() <= schema.ServeApplicationSchema.model_fields.keys()
     assert application.import_path == "cflow_ray.serve:build_app"
-    assert load_config(ServeConfig, None, application.args).replicas == Replicas(min=1, max=2)
+    assert load_config(ServeConfig, None, application.args).replicas == Range(min=1, max=2)
 
 
 def test_the_ray_service_whose_port_others_reach_asks_for_tokens() -> None:

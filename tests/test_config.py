@@ -25,7 +25,7 @@ from cflow_ray.config import (
     ImportConfig,
     Model,
     PackConfig,
-    Replicas,
+    Range,
     Resources,
     ScoreConfig,
     ServeConfig,
@@ -379,7 +379,10 @@ def test_what_is_no_number_of_workers_is_refused(wanted: Any) -> None:
         load_config(PackConfig, None, {"data": "d", "output": "o", "cluster": {"workers": wanted}})
 
 
-@pytest.mark.parametrize(("wanted", "parsed"), [("4", 4), (4, 4), ("2:8", "2:8"), ("3:3", "3:3"), ("auto", "auto")])
+@pytest.mark.parametrize(
+    ("wanted", "parsed"),
+    [("4", Range(min=4, max=4)), (4, Range(min=4, max=4)), ("2:8", Range(min=2, max=8)), ("auto", "auto")],
+)
 def test_workers_are_a_number_a_range_or_auto(wanted: Any, parsed: Any) -> None:
     assert ClusterConfig(workers=wanted).workers == parsed
 
@@ -424,7 +427,7 @@ def test_an_import_lays_its_settings_over_what_the_file_names_and_that_over_what
 )
 def test_replicas_are_a_number_or_bounds(given: Any, least: int, most: int) -> None:
     config = load_config(ServeConfig, None, {"registry": "r", "replicas": given})
-    assert config.replicas == Replicas(min=least, max=most)
+    assert config.replicas == Range(min=least, max=most)
     assert ServeConfig.model_validate(config.model_dump()) == config
 
 

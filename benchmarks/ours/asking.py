@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import statistics
 import time
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from benchmarks.meter import answer
+from benchmarks.meter import answer, latencies
 
 
 def measure(
@@ -29,7 +28,7 @@ async def _measured(
     url: str, paths: list[str], images: list[bytes], clients: int, seconds: float, form: str | None
 ) -> dict[str, Any]:
     work = itertools.cycle((paths[n % len(paths)], images[n % len(images)]) for n in range(len(paths) * len(images)))
-    latencies: list[float] = []
+    taken: list[float] = []
     limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
     async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as client:
         begin = time.perf_counter() + seconds / 3
@@ -45,17 +44,11 @@ async def _measured(
                 )
                 reply.raise_for_status()
                 if start >= begin:
-                    latencies.append(time.perf_counter() - start)
+                    taken.append(time.perf_counter() - start)
 
         await asyncio.gather(*(ask() for _ in range(clients)))
         wall = time.perf_counter() - begin
-    latencies.sort()
-    return {
-        "answers": len(latencies),
-        "images_per_second": round(len(latencies) / wall, 3),
-        "p50_ms": round(1000 * statistics.median(latencies), 2),
-        "p99_ms": round(1000 * latencies[min(len(latencies) - 1, int(0.99 * len(latencies)))], 2),
-    }
+    return {"answers": len(taken), "images_per_second": round(len(taken) / wall, 3), **latencies(taken)}
 
 
 if __name__ == "__main__":

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import statistics
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.meter import answer
+from benchmarks.meter import answer, latencies
 from cflow_ray.config import Runtime
 from cflow_ray.data.images import prepare
 from cflow_ray.store.registry import Registry
@@ -37,14 +36,10 @@ def measure(
             bank.score_batch(pixels, [key for key, _ in chosen])
             if start > end - seconds:
                 taken.append(time.perf_counter() - start)
-        return sorted(taken)
+        return taken
 
     singles, batches = passes(1), passes(batch)
-    return {
-        "p50_ms": round(1000 * statistics.median(singles), 2),
-        "p99_ms": round(1000 * singles[min(len(singles) - 1, int(0.99 * len(singles)))], 2),
-        "images_per_second": round(batch * len(batches) / sum(batches), 3),
-    }
+    return {"images_per_second": round(batch * len(batches) / sum(batches), 3), **latencies(singles)}
 
 
 if __name__ == "__main__":

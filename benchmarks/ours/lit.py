@@ -1,7 +1,6 @@
 """LitServe around our bank and our decoding, until stdin ends: a batch closes by its window of 5 ms."""
 
 import json
-import os
 import sys
 import threading
 import time
@@ -12,6 +11,7 @@ import litserve
 import torch
 from fastapi import Request
 
+from benchmarks.meter import end_with_stdin
 from cflow_ray.data.images import PreparedImage, prepare
 from cflow_ray.model.scoring import judge
 from cflow_ray.store.registry import Registry
@@ -66,12 +66,6 @@ class Detectors(litserve.LitAPI):
         return output
 
 
-def _end_with_stdin() -> None:
-    while os.read(0, 4096):  # not `sys.stdin.read`, whose lock a process that is forked meanwhile would inherit
-        pass
-    os._exit(0)
-
-
 def _announce(url: str) -> None:
     while True:
         try:
@@ -86,6 +80,6 @@ def _announce(url: str) -> None:
 if __name__ == "__main__":
     port = free_port()
     server = litserve.LitServer(Detectors(json.loads(sys.argv[1])), accelerator="cpu", timeout=60)
-    for background in (_end_with_stdin, lambda: _announce(f"http://127.0.0.1:{port}")):
-        threading.Thread(target=background, daemon=True).start()
+    end_with_stdin()
+    threading.Thread(target=_announce, args=(f"http://127.0.0.1:{port}",), daemon=True).start()
     server.run(host="127.0.0.1", port=port, generate_client_file=False, log_level="error")

@@ -16,6 +16,7 @@ from anomalib.deploy import TorchInferencer
 from fastapi import Body, FastAPI
 from PIL import Image
 
+from benchmarks.meter import end_with_stdin
 from benchmarks.peer.cflow import build, quiet
 
 
@@ -46,12 +47,7 @@ class _Server(uvicorn.Server):
         print(f"http://{host}:{port}", flush=True)
 
 
-def _end_with_stdin() -> None:
-    sys.stdin.read()
-    os._exit(0)
-
-
 if __name__ == "__main__":
-    threading.Thread(target=_end_with_stdin, daemon=True).start()
+    end_with_stdin()
     config = uvicorn.Config(app(**json.loads(sys.argv[1])), port=0, log_level="error")
     _Server(config).run()

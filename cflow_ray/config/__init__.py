@@ -1,6 +1,6 @@
 """The configuration of every verb: frozen pydantic models, read from YAML, overridden by flags, saved in checkpoints."""
 
-from cflow_ray.config.cluster import ClusterConfig, Resources, RunConfig
+from cflow_ray.config.cluster import ClusterConfig, Range, Resources, RunConfig
 from cflow_ray.config.data import MAX_PIXELS, DataConfig, Layout, ReadConfig
 from cflow_ray.config.detector import (
     AugmentationConfig,
@@ -33,7 +33,6 @@ from cflow_ray.config.verbs import (
     PackConfig,
     Promotion,
     RegistryConfig,
-    Replicas,
     ScoreConfig,
     ServeConfig,
     TableConfig,
@@ -69,10 +68,10 @@ __all__ = [
     "Model",
     "PackConfig",
     "Promotion",
+    "Range",
     "ReadConfig",
     "Recipe",
     "RegistryConfig",
-    "Replicas",
     "Resampling",
     "Resources",
     "RunConfig",

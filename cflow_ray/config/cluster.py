@@ -6,9 +6,9 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from cflow_ray.config.model import Bytes, Model
 from cflow_ray.errors import ConfigError
@@ -43,15 +43,42 @@ class Resources(Model):
         return {"CPU": self.cpu, "GPU": self.gpu, "memory": self.memory}
 
 
-def _parse_workers(given: object) -> object:
-    """A number, a range or `auto`; text of digits becomes a number."""
+class Range(Model):
+    """A number that load and room decide, between two bounds."""
+
+    min: int = Field(default=1, ge=1)
+    max: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"the least, {self.min}, is above the most, {self.max}")
+        return self
+
+
+def _parse_range(given: object) -> object:
+    """Bounds from a number or text like `2:8`; bounds stay as they are."""
+    if isinstance(given, Range | Mapping):
+        return given
     match = re.fullmatch(r"([1-9][0-9]*)(?::([1-9][0-9]*))?", str(given))
-    if given != "auto" and (match is None or int(match[1]) > int(match[2] or match[1])):
-        raise ValueError("give a number from 1 on, a range like 2:8 (at least, at most), or auto")
-    return given if match is None or match[2] else int(match[1])
+    if match is None or int(match[1]) > int(match[2] or match[1]):
+        raise ValueError("give a number from 1 on, or a range like 2:8 (at least, at most)")
+    return {"min": int(match[1]), "max": int(match[2] or match[1])}
 
 
-Workers = Annotated[int | str, BeforeValidator(_parse_workers)]
+def _parse_workers(given: object) -> object:
+    """As `_parse_range`, or `auto`."""
+    if given == "auto":
+        return given
+    try:
+        return _parse_range(given)
+    except ValueError as error:
+        raise ValueError(f"{error}, or auto") from None
+
+
+Replicas = Annotated[Range, BeforeValidator(_parse_range)]
+"""A number of replicas, or a range `least:most`."""
+Workers = Annotated[Range | Literal["auto"], BeforeValidator(_parse_workers)]
 """A number of workers, a range `least:most`, or `auto`."""
 
 
@@ -96,8 +123,7 @@ class ClusterConfig(Model):
         """Workers at least and at most."""
         if self.workers == "auto":
             return 1, tasks
-        least, _, most = str(self.workers).partition(":")
-        return int(least), int(most or least)
+        return self.workers.min, self.workers.max
 
     def room(self, nodes: Sequence[Mapping[str, float]]) -> int:
         """How many workers fit nodes with these resources."""

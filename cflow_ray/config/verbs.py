@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from cflow_ray.config.cluster import ClusterConfig, RunConfig
+from cflow_ray.config.cluster import ClusterConfig, Range, Replicas, RunConfig
 from cflow_ray.config.data import MAX_PIXELS, DataConfig, ReadConfig
 from cflow_ray.config.detector import DetectorConfig, Fraction, Recipe, Runtime
 from cflow_ray.config.model import Bytes, Model, Uri, merge, validated
@@ -245,27 +244,6 @@ class CalibrateConfig(RegistryConfig, DataConfig):
     """Memory for encoded features; past it they lie in a memory map in the temporary folder."""
 
 
-class Replicas(Model):
-    """How many copies of the service there are: as many as the load needs, between two bounds."""
-
-    min: int = Field(default=1, ge=1)
-    max: int = Field(default=1, ge=1)
-
-    @model_validator(mode="after")
-    def _is_a_range(self) -> Self:
-        if self.min > self.max:
-            raise ValueError(f"the least, {self.min}, is above the most, {self.max}")
-        return self
-
-
-def parse_replicas(value: object) -> object:
-    """Bounds from a number or text like `1:4`; anything else is left for validation to judge."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return {"min": value, "max": value}
-    match = re.fullmatch(r"(\d+)(?::(\d+))?", value) if isinstance(value, str) else None
-    return value if match is None else {"min": int(match[1]), "max": int(match[2] or match[1])}
-
-
 class ServeConfig(RunConfig):
     """`cflow-ray serve`: the HTTP server over a registry."""
 
@@ -275,7 +253,7 @@ class ServeConfig(RunConfig):
     tokens: Uri | None = None
     """YAML file of the bearer tokens that are let in, read again while the server runs; the same text may stand in the
     environment variable CFLOW_RAY_TOKENS. Without either only clients on the server's own machine are answered."""
-    replicas: Annotated[Replicas, BeforeValidator(parse_replicas)] = Replicas()
+    replicas: Replicas = Range()
     """A number, or bounds like `1:4` between which the load decides."""
     scale_up_seconds: float = Field(default=10, ge=0)
     """How long more must be asked for than the replicas can do before there is another."""

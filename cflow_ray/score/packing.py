@@ -8,7 +8,7 @@ import ray
 import ray.data
 from ray.data import TaskPoolStrategy
 
-from cflow_ray.config import PackConfig
+from cflow_ray.config import PackConfig, Range
 from cflow_ray.data.pack_plan import PlannedShard, plan_pack
 from cflow_ray.data.packing import Packed, ShardWriter, begin, finish
 from cflow_ray.errors import StorageError
@@ -29,7 +29,7 @@ def pack(config: PackConfig, progress: Callable[[int, int], None] = lambda done,
     done = plan.records - sum(len(shard.records) for shard in rest)
     progress(done, plan.records)
     writer = ShardWriter(plan.roots, config)
-    alone = len(rest) <= 1 or config.cluster.workers == 1
+    alone = len(rest) <= 1 or config.cluster.workers == Range(max=1)
     for records in map(writer.write, rest) if alone else _in_parallel(rest, writer, config):
         done += records
         progress(done, plan.records)

@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from cflow_ray.config import ScoreConfig
-from cflow_ray.data.archives import write_shards
 from cflow_ray.score.run import score
-from cflow_ray.store.storage import Storage
+from tests.miniature import archive_of
 from tests.ray.processes import in_a_process_of_its_own, processes_below
 
 pytestmark = pytest.mark.ray
@@ -29,14 +28,6 @@ def archive(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def long_archive(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return archive_of(MANY_RECORDS, miniature, tmp_path_factory.mktemp("long"))
-
-
-def archive_of(count: int, miniature: Path, folder: Path) -> Path:
-    """The test images of brick over and over, under a key of its own each."""
-    images = [path.read_bytes() for path in sorted((miniature / "brick" / "test").rglob("*.png"))]
-    records = ((f"brick/{number:06}.png", images[number % len(images)]) for number in range(count))
-    (shard,) = write_shards(records, Storage(str(folder)), "night", 2**40)
-    return folder / shard
 
 
 def config_of(registry: Path, archive: Path, output: Path, **cluster: Any) -> ScoreConfig:

@@ -23,6 +23,7 @@ from cflow_ray.config import ScoreConfig
 from cflow_ray.score.run import score
 from cflow_ray.store.results import read_results
 from cflow_ray.store.storage import Storage
+from tests.miniature import archive_of
 from tests.ray.fault_proxy import RESET, SHORT, FaultProxy
 from tests.ray.processes import commands, in_a_process_of_its_own, is_alive, processes_below, wait_until
 from tests.stores import Place
@@ -37,16 +38,6 @@ ACTORS, READERS = "MapWorker", "ReadSpan"
 @pytest.fixture(scope="module")
 def archive(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return archive_of(RECORDS, miniature, tmp_path_factory.mktemp("archive"))
-
-
-def archive_of(count: int, miniature: Path, folder: Path) -> Path:
-    """The test images of brick over and over, under a key of its own each."""
-    path = folder / "night.tar"
-    images = sorted((miniature / "brick" / "test").rglob("*.png"))
-    with tarfile.open(path, "w") as tar:
-        for number in range(count):
-            tar.add(images[number % len(images)], f"brick/{number:06}.png")
-    return path
 
 
 def config_of(registry: Path, archive: Path | str, output: Path | str, **settings: Any) -> ScoreConfig:
