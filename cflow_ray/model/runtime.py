@@ -95,7 +95,10 @@ class TorchRuntime:
 
 
 class _GraphRuntime(ABC):
-    """What the compiling runtimes have in common: they read ONNX, and run every image of a batch by itself."""
+    """What the compiling runtimes have in common: they read ONNX, and run every image of a batch by itself.
+
+    They take as many threads as torch has when they are made.
+    """
 
     name: RuntimeName
     torch_threads = 1
@@ -105,12 +108,17 @@ class _GraphRuntime(ABC):
     _side_by_side: Executor | None = None
     """Threads that run images of a batch at once, of a runtime whose functions may be called so."""
 
+    def __init__(self) -> None:
+        self._threads = torch.get_num_threads()
+
     def compile_encoder(self, encoder: Encoder, size: tuple[int, int]) -> CompiledEncoder:
         """The encoder's graph; raises ConfigError where the runtime lacks an operation or gives other features."""
         image = torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
         with torch_threads(1):
             expected = encoder(image)
-        run = self._compiled(EncoderGraph(encoder, size), (image,), len(expected), encoder.config.name)
+        run, alone = self._compiled(
+            EncoderGraph(encoder, size), (image,), len(expected), encoder.config.name, lone=True
+        )
         for level, wanted in zip(run([image.numpy()]), expected, strict=True):
             difference = (torch.from_numpy(level) - wanted).abs().max() / wanted.abs().max().clamp(min=1e-6)
             if not difference <= _AGREEMENT:
@@ -118,35 +126,42 @@ class _GraphRuntime(ABC):
                     f"{self.name} gives other features of {encoder.config.name} than torch, by {difference:.0e} of the "
                     "largest. Use runtime torch."
                 )
-        return lambda images_B3HW: _each_by_itself(run, [images_B3HW], self._side_by_side)
+        return lambda images_B3HW: _each_by_itself(
+            run if len(images_B3HW) > 1 else alone, [images_B3HW], self._side_by_side
+        )
 
     def compile_detector(self, detector: Detector, sizes: Sizes) -> CompiledDetector:
         """The detector's graph."""
         graph = DetectorGraph(detector, sizes)
         pyramid = tuple(torch.zeros(1, C, *size) for C, size in zip(graph.channels, sizes, strict=True))
-        run = self._compiled(graph, pyramid, 1, "the detector")
+        run, _ = self._compiled(graph, pyramid, 1, "the detector")
         return CompiledDetector(
             lambda levels: _each_by_itself(run, levels, self._side_by_side)[0], _COPIES * graph.bytes
         )
 
-    def _compiled(self, graph: nn.Module, example: tuple[Tensor, ...], outputs: int, what: str) -> Run:
+    def _compiled(
+        self, graph: nn.Module, example: tuple[Tensor, ...], outputs: int, what: str, lone: bool = False
+    ) -> tuple[Run, Run]:
+        """The function for images of a batch, and the one for a `lone` image if that is to be another."""
         try:
             inputs = [f"input_{number}" for number in range(len(example))]
             model = onnx_model(graph, example, inputs, [f"output_{number}" for number in range(outputs)])
-            return self._load(model, inputs)
+            run = self._load(model, inputs, 1 if self._side_by_side else self._threads)
+            return run, self._load(model, inputs, self._threads) if lone and self._side_by_side else run
         except Exception as error:  # exporter and runtimes raise what they like
             reason = str(error).strip().partition("\n")[0]
             raise ConfigError(f"{self.name} cannot compile {what}: {reason}. Use runtime torch.") from error
 
     @abstractmethod
-    def _load(self, model: bytes, names: Sequence[str]) -> Run: ...
+    def _load(self, model: bytes, names: Sequence[str], threads: int) -> Run: ...
 
 
 class OnnxRuntime(_GraphRuntime):
     """onnxruntime's CPU provider, with as many threads as torch has now.
 
-    They share the work of one image, and run the images of a batch side by side, which two threads do a quarter faster:
-    44 images/s one by one, 55 side by side (lite0 at 256 px, batch 16).
+    They take an image of a batch each. A lone image has them all in the encoder, which is compiled once more for that:
+    of two threads, 25 ms instead of 28. Were every graph compiled so, images side by side would get into each other's
+    way: 17 ms and 31 CPU-ms an image instead of 16 and 27 (lite0 at 256 px, batch 16), in a busy server 38 images/s for 45.
     """
 
     name: RuntimeName = "onnxruntime"
@@ -154,19 +169,19 @@ class OnnxRuntime(_GraphRuntime):
     extra = "onnx"
 
     def __init__(self) -> None:
+        super().__init__()
         self._onnxruntime = importlib.import_module("onnxruntime")
-        self._options = self._onnxruntime.SessionOptions()
-        threads = torch.get_num_threads()
-        self._options.intra_op_num_threads = threads
-        if threads > 1:
-            self._side_by_side = ThreadPoolExecutor(threads, thread_name_prefix="onnxruntime")
-        self._options.log_severity_level = 3
-        self._options.enable_cpu_mem_arena = False  # 12 MB less a detector, no slower
-        # Threads that spin while they wait take the CPU from others: two threads on a busy machine, 74 CPU-ms for 28.
-        self._options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if self._threads > 1:
+            self._side_by_side = ThreadPoolExecutor(self._threads, thread_name_prefix="onnxruntime")
 
-    def _load(self, model: bytes, names: Sequence[str]) -> Run:
-        session = self._onnxruntime.InferenceSession(model, self._options, providers=["CPUExecutionProvider"])
+    def _load(self, model: bytes, names: Sequence[str], threads: int) -> Run:
+        options = self._onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        options.enable_cpu_mem_arena = False  # 12 MB less a detector, no slower
+        # Threads that spin while they wait take the CPU from others: two threads on a busy machine, 74 CPU-ms for 28.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        session = self._onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         return lambda arrays: session.run(None, dict(zip(names, arrays, strict=True)))
 
 
@@ -178,17 +193,18 @@ class OpenVinoRuntime(_GraphRuntime):
     extra = "openvino"
 
     def __init__(self) -> None:
+        super().__init__()
         sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # or importing it reports to Google
         self._core = importlib.import_module("openvino").Core()
         self._settings = {
             "INFERENCE_PRECISION_HINT": "f32",  # or bfloat16 where the processor has it, which moves scores by 9e-4
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "NUM_STREAMS": 1,
             "ENABLE_CPU_PINNING": False,  # or all actors of a node would take the same cores
         }
 
-    def _load(self, model: bytes, names: Sequence[str]) -> Run:
-        request = self._core.compile_model(self._core.read_model(model), "CPU", self._settings).create_infer_request()
+    def _load(self, model: bytes, names: Sequence[str], threads: int) -> Run:
+        settings = self._settings | {"INFERENCE_NUM_THREADS": threads}
+        request = self._core.compile_model(self._core.read_model(model), "CPU", settings).create_infer_request()
 
         def run(arrays: Sequence[NDArray[Any]]) -> list[NDArray[np.float32]]:
             found = request.infer(dict(zip(names, arrays, strict=True)), share_inputs=True, share_outputs=True)
