@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 import tempfile
 import time
 from argparse import ArgumentParser, Namespace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,15 @@ from benchmarks.options import parse, parser
 from benchmarks.prepared import Prepared, copy_category, prepare
 from benchmarks.report import publish, significant
 from benchmarks.sides import ANOMALIB, OURS, run_side
+from cflow_ray.serve.access import make_token
 
 _CATEGORIES = 5
 _CLIENTS = 16
 _BATCH = 16
 _HOT = 20
+_FRONTS = ("haproxy", "ray")
+"""What stands before the replica: HAProxy, as Ray starts it where it is told to, or Ray's own proxy."""
+_FASTEST = ("haproxy", "many_clients")
 
 
 def main() -> None:
@@ -57,17 +63,31 @@ def _round(prepared: Prepared, names: list[str], options: Namespace) -> dict[str
     asking = {"files": files, "seconds": options.seconds}
     routes = [f"/v1/score/{name}" for name in names]
     parts = run_side(OURS, "ours.in_process", options.threads, batch=_BATCH, cores=options.threads, **scoring, **asking)
-    with _ours(prepared, options) as url:
-        one = run_side(OURS, "ours.asking", 1, url=url, paths=routes, clients=1, **asking)
-        before = _metrics(url)
-        many = run_side(OURS, "ours.asking", 1, url=url, paths=routes, clients=_CLIENTS, **asking)
-        batches = {name: value - before[name] for name, value in _metrics(url).items()}
-        many["mean_batch"] = round(batches["cflow_ray_batch_images_sum"] / batches["cflow_ray_batch_images_count"], 2)
+    fronts = {name: _served(prepared, options, routes, asking, name == "haproxy") for name in _FRONTS}
     with listening(OURS, "ours.lit", options.threads, batch_size=_BATCH, cores=options.threads, **scoring) as url:
-        lit = run_side(OURS, "ours.asking", 1, url=url, paths=names, clients=_CLIENTS, form="/predict", **asking)
+        lit = run_side(
+            OURS, "ours.asking", 1, server={"base_url": url}, paths=names, clients=_CLIENTS, form="/predict", **asking
+        )
     with listening(ANOMALIB, "peer.serving", options.threads, encoder=prepared.encoder, cores=options.threads) as url:
-        peer = run_side(OURS, "ours.asking", 1, url=url, paths=["/score"], clients=_CLIENTS, **asking)
-    return {"in_process": parts, "one_client": one, "many_clients": many, "litserve": lit, "anomalib": peer}
+        peer = run_side(OURS, "ours.asking", 1, server={"base_url": url}, paths=["/score"], clients=_CLIENTS, **asking)
+    return {"in_process": parts, "litserve": lit, "anomalib": peer, **fronts}
+
+
+def _served(
+    prepared: Prepared, options: Namespace, routes: list[str], asking: dict[str, Any], haproxy: bool
+) -> dict[str, Any]:
+    """One client, then many, of our server behind one of its fronts."""
+    secret, token = make_token("clients", "score", None)
+    tokens = prepared.images.root.parent / "tokens.yaml"
+    tokens.write_text(json.dumps([token.model_dump()]))
+    with _ours(prepared, options, haproxy=haproxy, tokens=str(tokens)) as url:
+        asked = {"server": {"base_url": url, "headers": _bearer(secret)}, "paths": routes, **asking}
+        one = run_side(OURS, "ours.asking", 1, clients=1, **asked)
+        before = _metrics(url, secret)
+        many = run_side(OURS, "ours.asking", 1, clients=_CLIENTS, **asked)
+        batches = {name: value - before[name] for name, value in _metrics(url, secret).items()}
+        many["mean_batch"] = round(batches["cflow_ray_batch_images_sum"] / batches["cflow_ray_batch_images_count"], 2)
+    return {"one_client": one, "many_clients": many}
 
 
 def _ours(prepared: Prepared, options: Namespace, **settings: Any) -> Any:
@@ -76,14 +96,18 @@ def _ours(prepared: Prepared, options: Namespace, **settings: Any) -> Any:
     return listening(OURS, "ours.serving", options.threads, **config, cluster=cluster, **settings)
 
 
-def _metrics(url: str) -> dict[str, float]:
+def _metrics(url: str, secret: str = "") -> dict[str, float]:
     """The samples of this replica without categories, by name."""
     samples = {}
-    for line in httpx.get(f"{url}/metrics").text.splitlines():
+    for line in httpx.get(f"{url}/metrics", headers=_bearer(secret)).raise_for_status().text.splitlines():
         name, _, value = line.rpartition(" ")
         if not line.startswith("#") and name.count("=") == 1:
             samples[name.partition("{")[0]] = float(value)
     return samples
+
+
+def _bearer(secret: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {secret}"} if secret else {}
 
 
 def _cold(prepared: Prepared, names: list[str], options: Namespace) -> dict[str, Any]:
@@ -96,7 +120,7 @@ def _cold(prepared: Prepared, names: list[str], options: Namespace) -> dict[str,
         return time.perf_counter() - start
 
     with (
-        _ours(prepared, options, capacity_mb=options.capacity_mb) as url,
+        _ours(prepared, options, haproxy=False, capacity_mb=options.capacity_mb) as url,
         httpx.Client(base_url=url, timeout=60) as client,
     ):
         hot = names[:_HOT]
@@ -129,31 +153,43 @@ def _read_seconds(category: Path) -> float:
 
 
 def _result(rounds: list[dict[str, Any]], cold: dict[str, Any], source: str, options: Namespace) -> dict[str, Any]:
-    def middle(side: str, figure: str) -> float:
-        return statistics.median(one[side][figure] for one in rounds)
+    def middle(figure: str, *side: str) -> float:
+        return statistics.median(reduce(lambda found, key: found[key], (*side, figure), one) for one in rounds)
 
-    rate = middle("many_clients", "images_per_second")
-    ratios = {
-        side: significant(rate / middle(side, "images_per_second")) for side in ("in_process", "litserve", "anomalib")
+    in_process, rate = middle("images_per_second", "in_process"), middle("images_per_second", *_FASTEST)
+    fronts = {
+        front: {
+            "images_per_second": middle("images_per_second", front, "many_clients"),
+            "ratio_to_decode_and_bank_in_process": significant(
+                middle("images_per_second", front, "many_clients") / in_process
+            ),
+            "mean_batch": middle("mean_batch", front, "many_clients"),
+            **{
+                f"{clients}_{figure}": middle(figure, front, clients)
+                for clients in ("one_client", "many_clients")
+                for figure in ("p50_ms", "p99_ms")
+            },
+            **{
+                f"one_client_{figure}_ratio": significant(
+                    middle(f"{figure}_ms", front, "one_client") / middle(f"{figure}_ms", "in_process")
+                )
+                for figure in ("p50", "p99")
+            },
+        }
+        for front in _FRONTS
     }
     return {
         "name": "serve",
         "ours": rate,
-        "peer": middle("anomalib", "images_per_second"),
-        "ratio": ratios["anomalib"],
+        "peer": middle("images_per_second", "anomalib"),
+        "ratio": significant(rate / middle("images_per_second", "anomalib")),
         "unit": "images/s",
         "conditions": {
-            "ours": f"serve, {_CLIENTS} clients, {_CATEGORIES} categories, one replica of {options.threads} processors",
+            "ours": f"serve behind HAProxy, {_CLIENTS} clients, {_CATEGORIES} categories, {options.threads} processors",
             "peer": f"FastAPI around anomalib's TorchInferencer, {_CLIENTS} clients, {options.threads} threads",
-            "ratio_to_decode_and_bank_in_process": ratios["in_process"],
-            "ratio_to_litserve": ratios["litserve"],
-            "one_client_p50_ratio": significant(middle("one_client", "p50_ms") / middle("in_process", "p50_ms")),
-            "one_client_p99_ratio": significant(middle("one_client", "p99_ms") / middle("in_process", "p99_ms")),
-            "one_client_p50_ms": middle("one_client", "p50_ms"),
-            "one_client_p99_ms": middle("one_client", "p99_ms"),
-            "many_clients_p50_ms": middle("many_clients", "p50_ms"),
-            "many_clients_p99_ms": middle("many_clients", "p99_ms"),
-            "mean_batch": middle("many_clients", "mean_batch"),
+            "in_process_images_per_second": in_process,
+            "ratio_to_litserve": significant(rate / middle("images_per_second", "litserve")),
+            **fronts,
             "cold": cold,
             "batch": _BATCH,
             "runtime": options.runtime,

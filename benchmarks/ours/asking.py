@@ -14,23 +14,35 @@ from benchmarks.meter import answer, latencies
 
 
 def measure(
-    paths: list[str], files: list[str], clients: int, seconds: float, url: str, form: str | None = None
+    paths: list[str],
+    files: list[str],
+    clients: int,
+    seconds: float,
+    server: dict[str, Any],
+    form: str | None = None,
 ) -> dict[str, Any]:
     """Latencies in ms and images a second after a third of the time, in which everything warms up.
 
-    Bodies are bare images to the paths in turn or, with `form`, forms to that path with `paths` as their category.
+    `server` are its `base_url` and the `headers` that it wants. Bodies are bare images to the paths in turn or, with
+    `form`, forms to that path with `paths` as their category.
     """
     images = [Path(file).read_bytes() for file in files]
-    return asyncio.run(_measured(url, paths, images, clients, seconds, form))
+    limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
+    client = httpx.AsyncClient(timeout=60, limits=limits, **server)
+    return asyncio.run(_measured(client, paths, images, clients, seconds, form))
 
 
 async def _measured(
-    url: str, paths: list[str], images: list[bytes], clients: int, seconds: float, form: str | None
+    client: httpx.AsyncClient,
+    paths: list[str],
+    images: list[bytes],
+    clients: int,
+    seconds: float,
+    form: str | None,
 ) -> dict[str, Any]:
     work = itertools.cycle((paths[n % len(paths)], images[n % len(images)]) for n in range(len(paths) * len(images)))
     taken: list[float] = []
-    limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
-    async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as client:
+    async with client:
         begin = time.perf_counter() + seconds / 3
         end = begin + seconds
 

@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 Role = Literal["score", "admin"]
 VARIABLE = "CFLOW_RAY_TOKENS"
 """Environment variable that may hold what a file of tokens holds."""
+HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
+"""Ray's environment variable that puts HAProxy in front of the replicas instead of Ray's own proxy."""
 
 
 class Token(Model):
@@ -94,7 +96,12 @@ class Access:
         environment: Mapping[str, str] = os.environ,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Raises ConfigError or StorageError where the tokens cannot be read."""
+        """Raises ConfigError or StorageError where the tokens cannot be read, ConfigError where they are needed."""
+        if environment.get(HAPROXY) == "1" and not asks_for_tokens(config, environment):
+            raise ConfigError(
+                f"HAProxy (${HAPROXY}) hides who a client is and listens on every network, so the server needs tokens. "
+                "Make one with: cflow-ray token NAME >> tokens.yaml, and give --tokens tokens.yaml."
+            )
         self._config = config
         self._clock = clock
         self._of_environment = read_tokens(environment.get(VARIABLE, ""), f"${VARIABLE}")

@@ -313,18 +313,18 @@ print([name for name, module in sys.modules.items() if "openvino_telemetry" in n
     assert shown.stdout.splitlines() == ["[]", "[]"]
 
 
-def test_onnxruntime_takes_torchs_threads(detectors: dict[str, Detector]) -> None:
+def test_a_lone_image_has_all_of_torchs_threads_in_onnxruntimes_encoder(lite0: Encoder) -> None:
     pytest.importorskip("onnxruntime")
     tasks, before = Path("/proc/self/task"), torch.get_num_threads()
     if not tasks.exists():
         pytest.skip("counts threads in /proc")
-    sizes = ((8, 8), (4, 4), (2, 2))
+    size, kept = (64, 64), list[object]()
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            kept = [OnnxRuntime().compile_detector(detectors["cat"], sizes)]  # after torch has started its own threads
+            kept += [OnnxRuntime().compile_encoder(lite0, size)]  # after torch has started its own threads
             running = len(list(tasks.iterdir()))
-            kept.append(OnnxRuntime().compile_detector(detectors["cat"], sizes))
+            kept += [OnnxRuntime().compile_encoder(lite0, size)]
             assert len(list(tasks.iterdir())) - running == threads - 1  # the caller's is one of them
     finally:
         torch.set_num_threads(before)
@@ -353,15 +353,15 @@ def test_images_side_by_side_keep_their_order(detectors: dict[str, Detector]) ->
 class Inexact(OnnxRuntime):
     """A runtime whose outputs are off by a thousandth."""
 
-    def _load(self, model: bytes, names: Sequence[str]) -> Run:
-        run = super()._load(model, names)
+    def _load(self, model: bytes, names: Sequence[str], threads: int) -> Run:
+        run = super()._load(model, names, threads)
         return lambda arrays: [output * np.float32(1.001) for output in run(arrays)]
 
 
 class Incapable(OnnxRuntime):
     """A runtime that loads nothing."""
 
-    def _load(self, model: bytes, names: Sequence[str]) -> Run:
+    def _load(self, model: bytes, names: Sequence[str], threads: int) -> Run:
         raise ValueError("no kernel for Relu\nand a long graph")
 
 
