@@ -14,7 +14,7 @@ from cflow_ray.cli import main
 from cflow_ray.config import ServeConfig
 from cflow_ray.errors import CflowRayError, ConfigError
 from cflow_ray.serve import Server
-from cflow_ray.serve.access import VARIABLE, Access, is_loopback, make_token, read_tokens
+from cflow_ray.serve.access import HAPROXY, VARIABLE, Access, is_loopback, make_token, read_tokens
 from cflow_ray.serve.problems import ProblemError
 from tests.serving import kind_of, serving
 
@@ -250,3 +250,15 @@ async def test_the_access_log_names_who_asked_what_and_nothing_of_the_image(
     assert (bad["token"], bad["status"], bad["path"]) == ("-", 401, "/v1/score/a\nb")
     assert line[0] not in caplog.text
     assert "PNG" not in caplog.text
+
+
+def test_behind_haproxy_which_hides_who_a_client_is_tokens_are_needed(tmp_path: Path) -> None:
+    open_to_all = ServeConfig(registry=str(tmp_path))
+    with pytest.raises(ConfigError, match=r"needs tokens.*--tokens"):
+        Access(open_to_all, {HAPROXY: "1"})
+    assert Access(open_to_all, {HAPROXY: "0"}).caller(None, "127.0.0.1").role == "score"
+    secret, token = make_token("line-3", "score", None)
+    closed = Access(open_to_all, {HAPROXY: "1", VARIABLE: json.dumps([token.model_dump()])})
+    assert closed.caller(secret, "127.0.0.1").name == "line-3"
+    with pytest.raises(ProblemError):
+        closed.caller(None, "127.0.0.1")
