@@ -15,7 +15,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cflow_ray.config import ClusterConfig, FitConfig
+from cflow_ray.config import ClusterConfig, FitConfig, Range
 from cflow_ray.store.registry import Registry
 from cflow_ray.store.storage import Storage
 from cflow_ray.train.plan import FitPlan, plan_fit
@@ -83,7 +83,7 @@ def _parts(plan: FitPlan, cluster: ClusterConfig) -> list[_Part]:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     parts = []
     for task in (task for task in plan.due if task.workers > 1):
-        of_task = cluster.model_copy(update={"workers": task.workers})
+        of_task = cluster.model_copy(update={"workers": Range(min=task.workers, max=task.workers)})
         parts.append(
             _Part(
                 run_name(plan.site.run, [task.category]),
