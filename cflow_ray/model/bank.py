@@ -7,19 +7,21 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from cflow_ray.config import EncoderConfig
 from cflow_ray.model.detector import Detector, Finding
-from cflow_ray.model.encoder import Encoder
 from cflow_ray.model.graph import Sizes
 from cflow_ray.model.region import covered
 from cflow_ray.model.runtime import CompiledDetector, CompiledEncoder, Runtime, TorchRuntime
 from cflow_ray.model.threads import torch_threads
 from cflow_ray.model.tiling import Layout
+
+if TYPE_CHECKING:
+    from cflow_ray.model.encoder import Encoder
 
 # Shapes: T tiles (an image of the input's size is one tile) of h x w pixels, H x W pixels of a whole image.
 

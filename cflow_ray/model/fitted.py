@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from cflow_ray.config import DetectorConfig
 from cflow_ray.model.detector import Detector
-from cflow_ray.model.flow import Decoder
 from cflow_ray.model.folded import FoldedDecoder
 from cflow_ray.model.scoring import Calibration
+
+if TYPE_CHECKING:
+    from cflow_ray.model.flow import Decoder
 
 
 @dataclass(frozen=True)

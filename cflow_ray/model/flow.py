@@ -10,15 +10,10 @@ import torch
 from FrEIA.framework import SequenceINN
 from FrEIA.modules import AllInOneBlock
 from torch import Tensor, nn
-from torch.nn import functional
 
 from cflow_ray.config import FlowConfig, StoredType
 
 # Shapes: N fibres (pixels of a feature map), C channels, D condition channels.
-
-FREIA_VERSION = "0.2"
-"""The release whose likelihoods our checkpoints hold; FrEIA's git head computes others from the same weights."""
-_BLOCK = "flow.module_list.{}."
 
 
 class Decoder(nn.Module):
@@ -97,40 +92,6 @@ class Decoder(nn.Module):
                 bound = 1 / math.sqrt(layer.in_features)  # torch's own initialisation of nn.Linear
                 layer.weight.uniform_(-bound, bound, generator=generator)
                 layer.bias.uniform_(-bound, bound, generator=generator)
-
-
-def state_shapes(channels: int, config: FlowConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of `Decoder.state()`, without building a decoder."""
-    passive, active = halves(channels)
-    inputs = passive + config.condition_channels
-    shapes: dict[str, tuple[int, ...]] = {}
-    for index in range(config.blocks):
-        shapes |= {
-            f"{_BLOCK.format(index)}global_scale": (1, channels),
-            f"{_BLOCK.format(index)}global_offset": (1, channels),
-            f"{_BLOCK.format(index)}w_perm": (channels, channels),
-            f"{_BLOCK.format(index)}subnet.0.weight": (2 * inputs, inputs),
-            f"{_BLOCK.format(index)}subnet.0.bias": (2 * inputs,),
-            f"{_BLOCK.format(index)}subnet.2.weight": (2 * active, 2 * inputs),
-            f"{_BLOCK.format(index)}subnet.2.bias": (2 * active,),
-        }
-    return shapes
-
-
-def block_state(state: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
-    """The tensors of one block of a decoder's state, under FrEIA's names within the block."""
-    prefix = _BLOCK.format(index)
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-
-
-def halves(channels: int) -> tuple[int, int]:
-    """How FrEIA splits the channels: passive ones, which pass and steer, and active ones, which are moved."""
-    return channels - channels // 2, channels // 2
-
-
-def activated_scale(parameter: Tensor) -> Tensor:
-    """The scale that FrEIA makes of its parameter: 0.1 softplus(beta = 0.5)."""
-    return 0.1 * functional.softplus(parameter, beta=0.5)
 
 
 def sample_rotation(channels: int, generator: torch.Generator) -> Tensor:

@@ -10,15 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from cflow_ray.config import FlowConfig
-from cflow_ray.model.flow import Decoder, activated_scale, block_state, halves
+from cflow_ray.model.parameters import activated_scale, block_state, halves
 from cflow_ray.model.position import position_encoding
+
+if TYPE_CHECKING:
+    from cflow_ray.model.flow import Decoder  # scoring does without FrEIA
 
 # Shapes: B images, P = h * w positions, C channels (C_p passive + C_a active), D condition channels, H hidden units.
 

@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from cflow_ray.model.detector import Detector
-from cflow_ray.model.encoder import Encoder
-from cflow_ray.model.flow import halves
 from cflow_ray.model.folded import FoldedDecoder
+from cflow_ray.model.parameters import halves
 from cflow_ray.model.region import covered, cut_out
 from cflow_ray.model.scoring import anomaly_map, image_scores
+
+if TYPE_CHECKING:
+    from cflow_ray.model.encoder import Encoder
 
 # Shapes: B images, level l with C channels (C_p passive + C_a active) and h x w locations (P of them), H hidden units,
 # H x W pixels of the network's input.

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -28,10 +28,12 @@ from torch import Tensor, nn
 from cflow_ray.config import Runtime as RuntimeName
 from cflow_ray.errors import ConfigError
 from cflow_ray.model.detector import Detector
-from cflow_ray.model.encoder import Encoder
 from cflow_ray.model.graph import DetectorGraph, EncoderGraph, Sizes
 from cflow_ray.model.onnx_graph import onnx_model
 from cflow_ray.model.threads import torch_threads
+
+if TYPE_CHECKING:
+    from cflow_ray.model.encoder import Encoder
 
 # Shapes: B images, level l with C_l channels and h_l x w_l locations, H x W pixels of the network's input.
 

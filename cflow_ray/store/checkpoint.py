@@ -18,8 +18,8 @@ from cflow_ray.config import DetectorConfig, Model
 from cflow_ray.errors import CheckpointError
 from cflow_ray.model.detector import Detector
 from cflow_ray.model.fitted import Fitted
-from cflow_ray.model.flow import FREIA_VERSION, Decoder, state_shapes
 from cflow_ray.model.folded import FoldedDecoder
+from cflow_ray.model.parameters import FREIA_VERSION, state_shapes
 from cflow_ray.model.scoring import Calibration
 from cflow_ray.store.storage import Storage
 
@@ -149,6 +149,8 @@ def load_checkpoint(storage: Storage) -> Detector:
 
 def load_fitted(storage: Storage) -> Fitted:
     """FrEIA's decoders of a checkpoint, calibrated or not; for what goes on from the weights, not for scoring."""
+    from cflow_ray.model.flow import Decoder  # noqa: PLC0415  # with FrEIA, which scoring does without
+
     manifest = read_manifest(storage)
     states, region_HW = _read_states(storage, manifest)
     decoders = tuple(Decoder(channels, manifest.detector.flow) for channels in manifest.channels)

@@ -18,7 +18,7 @@ from torch import Tensor
 from cflow_ray.config import Channels, FlowConfig, Resampling
 from cflow_ray.errors import CheckpointError
 from cflow_ray.model.encoder import levels_behind
-from cflow_ray.model.flow import block_state, halves, state_shapes
+from cflow_ray.model.parameters import block_state, halves, state_shapes
 from cflow_ray.store.checkpoint import describe_damage
 from cflow_ray.store.weights import read_plain
 

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import safetensors
 import safetensors.torch
@@ -18,7 +19,6 @@ from cflow_ray.config import DetectorConfig, EncoderConfig, Model, Runtime
 from cflow_ray.errors import CheckpointError, StorageError
 from cflow_ray.model.bank import DetectorBank
 from cflow_ray.model.detector import Detector
-from cflow_ray.model.encoder import Encoder
 from cflow_ray.model.fitted import Fitted
 from cflow_ray.model.runtime import open_runtime
 from cflow_ray.store.checkpoint import (
@@ -31,8 +31,11 @@ from cflow_ray.store.checkpoint import (
     read_manifest,
     save_checkpoint,
 )
+from cflow_ray.store.digest import digest
 from cflow_ray.store.storage import Storage
-from cflow_ray.store.weights import digest
+
+if TYPE_CHECKING:
+    from cflow_ray.model.encoder import Encoder
 
 log = logging.getLogger(__name__)
 
@@ -189,6 +192,8 @@ class Registry:
 
     def encoder(self, config: EncoderConfig, weights_digest: str) -> Encoder:
         """The encoder of a configuration with the stored weights of a digest; a mismatch is refused."""
+        from cflow_ray.model.encoder import Encoder  # noqa: PLC0415  # with timm
+
         path = f"{_ENCODERS}/{weights_digest}.safetensors"
         if not self.storage.is_file(path):
             raise CheckpointError(f"the registry lacks the encoder weights {path}; fit again or copy them in.")

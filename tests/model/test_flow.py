@@ -14,7 +14,8 @@ from FrEIA.modules import AllInOneBlock
 from torch import Tensor, nn
 
 from cflow_ray.config import FlowConfig
-from cflow_ray.model.flow import Decoder, halves, sample_rotation, state_shapes
+from cflow_ray.model.flow import Decoder, sample_rotation
+from cflow_ray.model.parameters import halves, state_shapes
 
 MakeDecoder = Callable[..., Decoder]
 

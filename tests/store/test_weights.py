@@ -20,7 +20,8 @@ from torch import Tensor
 
 from cflow_ray.config import EncoderConfig
 from cflow_ray.errors import CheckpointError, ConfigError, StorageError
-from cflow_ray.store.weights import digest, read_weights
+from cflow_ray.store.digest import digest
+from cflow_ray.store.weights import read_weights
 
 TABBY, TIGER_CAT, PERSIAN, SIAMESE, EGYPTIAN = CATS = (281, 282, 283, 284, 285)
 
