@@ -117,6 +117,7 @@ def _calibrated(
             f"{SMALLEST_CATEGORY} are needed to calibrate."
         )
     encoder = registry.encoder(manifest.detector.encoder, manifest.encoder_digest)
+    registry.add_encoder_model(encoder, manifest.encoder_digest, manifest.detector.size)
     keep = FeatureCache(config.cache_mb * 2**20).keep
     fitted = registry.fitted(config.category, manifest.version)
     features = images.encoded(_watched(normals, watch), encoder, lambda image_3HW: (), keep, fitted.region_HW)

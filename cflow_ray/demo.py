@@ -32,7 +32,8 @@ from cflow_ray.data.samples import TEST, DataSet, Sample
 from cflow_ray.errors import FitError
 from cflow_ray.evaluation.evaluate import evaluate, read_mask
 from cflow_ray.evaluation.figures import Metrics
-from cflow_ray.evaluation.report import heat_map_panel, metrics_table
+from cflow_ray.evaluation.heat_maps import heat_map_panel
+from cflow_ray.evaluation.report import metrics_table
 from cflow_ray.progress import ProgressBoard
 from cflow_ray.score.packing import pack
 from cflow_ray.score.run import score

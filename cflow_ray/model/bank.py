@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cflow_ray.config import EncoderConfig
 from cflow_ray.model.detector import Detector, Finding
+from cflow_ray.model.encoder_model import EncoderModel
 from cflow_ray.model.graph import Sizes
 from cflow_ray.model.region import covered
 from cflow_ray.model.runtime import CompiledDetector, CompiledEncoder, Runtime, TorchRuntime
@@ -55,7 +56,8 @@ class DetectorBank(Generic[Key]):
     """Detectors by key (a category, or a category and a version), loaded when they are needed.
 
     `load_detector` gives the detector of a key, `load_encoder` the network of a configuration and a digest of weights;
-    both are called once and kept. `runtime` compiles both when they first score. Detectors beyond `capacity_bytes` leave
+    both are called once and kept. `load_model` gives the same network for one size as a model, where there is one, to a
+    runtime that can do with it. `runtime` compiles all when they first score. Detectors beyond `capacity_bytes` leave
     with what was compiled of them, least recently used first; those in use always stay. Passes of several threads are
     serialised; a load holds up neither a pass nor the load of another key.
     """
@@ -67,9 +69,11 @@ class DetectorBank(Generic[Key]):
         capacity_bytes: int = 2 * 2**30,
         device: str = "cpu",
         runtime: Runtime | None = None,
+        load_model: Callable[[EncoderConfig, str, tuple[int, int]], EncoderModel | None] = lambda *network: None,
     ) -> None:
         self._load_detector = load_detector
         self._load_encoder = load_encoder
+        self._load_model = load_model
         self._capacity_bytes = capacity_bytes
         self._device = device
         self._runtime = runtime or TorchRuntime()
@@ -173,8 +177,16 @@ class DetectorBank(Generic[Key]):
                     self._compile_encoder(network)
         return self._compiled_encoders[network]
 
-    @torch.no_grad()
     def _compile_encoder(self, network: _Network) -> None:
+        model = self._load_model(*network) if self._runtime.takes_models else None
+        compiled = self._runtime.compile_model(model) if model is not None else None
+        if model is None or compiled is None:
+            self._make_encoder(network)
+        else:
+            self._sizes[network], self._compiled_encoders[network] = model.sizes, compiled
+
+    @torch.no_grad()
+    def _make_encoder(self, network: _Network) -> None:
         config, digest, size = network
         if (config, digest) not in self._encoders:
             self._encoders[config, digest] = self._load_encoder(config, digest).to(self._device)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -16,20 +17,64 @@ OPSET = 18
 
 
 def onnx_model(
-    graph: nn.Module, example: Sequence[Tensor], inputs: Sequence[str], outputs: Sequence[str], dynamic: bool = False
+    graph: nn.Module,
+    example: Sequence[Tensor],
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    dynamic: bool = False,
+    weights_as_inputs: bool = False,
 ) -> bytes:
     """The ONNX model of a graph, serialised, with names for its inputs and outputs.
 
     All sizes are those of the example, with `dynamic` except the first of every input and output. Tracing takes
-    0.6 CPU-seconds for a detector where torch's newer exporter takes 23, hence the choice.
+    0.6 CPU-seconds for a detector where torch's newer exporter takes 23, hence the choice. `weights_as_inputs` makes the
+    buffers inputs too, under their names, and computes nothing from their values.
     """
     content: Any = io.BytesIO()
     arguments: dict[str, Any] = {"input_names": list(inputs), "output_names": list(outputs), "opset_version": OPSET}
     if dynamic:
         arguments["dynamic_axes"] = {name: {0: "batch"} for name in (*inputs, *outputs)}
+    if weights_as_inputs:
+        arguments |= {"keep_initializers_as_inputs": True, "do_constant_folding": False}
     torch._C._jit_set_onnx_log_output_stream("stderr")  # where an operation is missing it prints the graph, on stdout
     with warnings.catch_warnings(), torch.no_grad(), torch_threads(1):
         warnings.simplefilter("ignore")  # of the tracer, about sizes that are constants here
         torch.onnx.export(graph.eval(), tuple(example), content, dynamo=False, **arguments)
     model: bytes = content.getvalue()
     return model
+
+
+@dataclass(frozen=True)
+class ModelStructure:
+    """The ONNX model of a graph without the values of its buffers: traced once, filled for every graph like it."""
+
+    content: bytes
+    buffers: tuple[str, ...]
+
+    @classmethod
+    def of(cls, graph: nn.Module, example: Sequence[Tensor], inputs: Sequence[str], outputs: Sequence[str]) -> Self:
+        """The structure of a graph; ValueError where the exporter has merged buffers or made others of them."""
+        import onnx  # noqa: PLC0415  # an extra
+
+        model = onnx.load_from_string(onnx_model(graph, example, inputs, outputs, weights_as_inputs=True))
+        buffers = tuple(name for name, _ in graph.named_buffers())
+        found = [weight.name for weight in model.graph.initializer]
+        if sorted(found) != sorted(buffers):
+            raise ValueError(f"the exporter made other weights of it: {sorted({*found} ^ {*buffers})}")
+        del model.graph.initializer[:]
+        of_caller = [value for value in model.graph.input if value.name in inputs]
+        del model.graph.input[:]
+        model.graph.input.extend(of_caller)
+        return cls(model.SerializeToString(), buffers)
+
+    def filled(self, graph: nn.Module) -> bytes:
+        """The model of a graph of this structure."""
+        import onnx  # noqa: PLC0415  # an extra
+
+        model = onnx.load_from_string(self.content)
+        values = dict(graph.named_buffers())
+        model.graph.initializer.extend(
+            onnx.numpy_helper.from_array(values[name].contiguous().numpy(), name) for name in self.buffers
+        )
+        content: bytes = model.SerializeToString()
+        return content

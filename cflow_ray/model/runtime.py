@@ -4,8 +4,8 @@ A compiled graph takes one image: so an image's score does not depend on its bat
 size of a batch, and activations stay in the cache. Encoder and detector are two graphs because a mixed batch has one
 encoder and many detectors. lite0 at 256 px, one thread, CPU-ms an image at batches of 1 / 8 / 32: torch 45 / 46 / 46,
 onnxruntime 25 / 24 / 24, OpenVINO 25 / 25 / 25; encoder and detector in one graph gain 1 to 4 %, graphs with a dynamic
-batch take 27 to 36. Compiling takes onnxruntime 0.6 CPU-seconds for a detector and 0.6 for the encoder, OpenVINO 0.8 and
-0.7. Maps are within 2e-6 of torch's, scores within 5e-7.
+batch take 27 to 36. Of detectors of one structure the first is traced, in 0.6 CPU-seconds; onnxruntime compiles each in
+0.2. Maps are within 2e-6 of torch's, scores within 5e-7.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import importlib
 import logging
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -23,13 +24,14 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from cflow_ray.config import Runtime as RuntimeName
 from cflow_ray.errors import ConfigError
 from cflow_ray.model.detector import Detector
-from cflow_ray.model.graph import DetectorGraph, EncoderGraph, Sizes
-from cflow_ray.model.onnx_graph import onnx_model
+from cflow_ray.model.encoder_model import INPUT, EncoderModel, encoder_model, example_image
+from cflow_ray.model.graph import DetectorGraph, Sizes
+from cflow_ray.model.onnx_graph import ModelStructure
 from cflow_ray.model.threads import torch_threads
 
 if TYPE_CHECKING:
@@ -70,8 +72,14 @@ class Runtime(Protocol):
     def torch_threads(self) -> int:
         """How many threads torch's own operations should take around what is compiled."""
 
+    takes_models: bool
+    """Whether `compile_model` does anything."""
+
     def compile_encoder(self, encoder: Encoder, size: tuple[int, int]) -> CompiledEncoder:
         """A function equal to the encoder for images of this height and width."""
+
+    def compile_model(self, model: EncoderModel) -> CompiledEncoder | None:
+        """A function equal to the encoder of a model; None where it takes the encoder itself."""
 
     def compile_detector(self, detector: Detector, sizes: Sizes) -> CompiledDetector:
         """A function equal to `detector.maps` for levels of these sizes."""
@@ -81,6 +89,7 @@ class TorchRuntime:
     """The modules as they are; works on every device."""
 
     name: RuntimeName = "torch"
+    takes_models = False
 
     @property
     def torch_threads(self) -> int:
@@ -90,6 +99,10 @@ class TorchRuntime:
     def compile_encoder(self, encoder: Encoder, size: tuple[int, int]) -> CompiledEncoder:
         """The encoder itself."""
         return encoder
+
+    def compile_model(self, model: EncoderModel) -> CompiledEncoder | None:
+        """Torch executes no ONNX."""
+        return None
 
     def compile_detector(self, detector: Detector, sizes: Sizes) -> CompiledDetector:
         """The detector's own method."""
@@ -103,6 +116,7 @@ class _GraphRuntime(ABC):
     """
 
     name: RuntimeName
+    takes_models = True
     torch_threads = 1
     packages: tuple[str, ...]
     """What must be installed; all of it comes with the extra."""
@@ -112,20 +126,25 @@ class _GraphRuntime(ABC):
 
     def __init__(self) -> None:
         self._threads = torch.get_num_threads()
+        self._structures: dict[Hashable, ModelStructure] = {}
 
     def compile_encoder(self, encoder: Encoder, size: tuple[int, int]) -> CompiledEncoder:
         """The encoder's graph; raises ConfigError where the runtime lacks an operation or gives other features."""
-        image = torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-        with torch_threads(1):
-            expected = encoder(image)
-        run, alone = self._compiled(
-            EncoderGraph(encoder, size), (image,), len(expected), encoder.config.name, lone=True
-        )
-        for level, wanted in zip(run([image.numpy()]), expected, strict=True):
+        with self._refusing(encoder.config.name):
+            model = encoder_model(encoder, size)
+        return self.compile_model(model)
+
+    def compile_model(self, model: EncoderModel) -> CompiledEncoder:
+        """The same of an encoder's graph that was kept."""
+        with self._refusing(model.name):
+            run = self._load(model.content, [INPUT], self._threads_of_an_image)
+            alone = self._load(model.content, [INPUT], self._threads) if self._side_by_side else run
+            found = run([example_image(model.size).numpy()])
+        for level, wanted in zip(found, model.features, strict=True):
             difference = (torch.from_numpy(level) - wanted).abs().max() / wanted.abs().max().clamp(min=1e-6)
             if not difference <= _AGREEMENT:
                 raise ConfigError(
-                    f"{self.name} gives other features of {encoder.config.name} than torch, by {difference:.0e} of the "
+                    f"{self.name} gives other features of {model.name} than torch, by {difference:.0e} of the "
                     "largest. Use runtime torch."
                 )
         return lambda images_B3HW: _each_by_itself(
@@ -135,21 +154,25 @@ class _GraphRuntime(ABC):
     def compile_detector(self, detector: Detector, sizes: Sizes) -> CompiledDetector:
         """The detector's graph."""
         graph = DetectorGraph(detector, sizes)
-        pyramid = tuple(torch.zeros(1, C, *size) for C, size in zip(graph.channels, sizes, strict=True))
-        run, _ = self._compiled(graph, pyramid, 1, "the detector")
+        levels = [f"level_{number}" for number in range(len(sizes))]
+        with self._refusing("the detector"):
+            if graph.structure not in self._structures:
+                pyramid = tuple(torch.zeros(1, C, *size) for C, size in zip(graph.channels, sizes, strict=True))
+                self._structures[graph.structure] = ModelStructure.of(graph, pyramid, levels, ["maps"])
+            model = self._structures[graph.structure].filled(graph)
+            run = self._load(model, levels, self._threads_of_an_image)
         return CompiledDetector(
-            lambda levels: _each_by_itself(run, levels, self._side_by_side)[0], _COPIES * graph.bytes
+            lambda pyramid: _each_by_itself(run, pyramid, self._side_by_side)[0], _COPIES * graph.bytes
         )
 
-    def _compiled(
-        self, graph: nn.Module, example: tuple[Tensor, ...], outputs: int, what: str, lone: bool = False
-    ) -> tuple[Run, Run]:
-        """The function for images of a batch, and the one for a `lone` image if that is to be another."""
+    @property
+    def _threads_of_an_image(self) -> int:
+        return 1 if self._side_by_side else self._threads
+
+    @contextmanager
+    def _refusing(self, what: str) -> Iterator[None]:
         try:
-            inputs = [f"input_{number}" for number in range(len(example))]
-            model = onnx_model(graph, example, inputs, [f"output_{number}" for number in range(outputs)])
-            run = self._load(model, inputs, 1 if self._side_by_side else self._threads)
-            return run, self._load(model, inputs, self._threads) if lone and self._side_by_side else run
+            yield
         except Exception as error:  # exporter and runtimes raise what they like
             reason = str(error).strip().partition("\n")[0]
             raise ConfigError(f"{self.name} cannot compile {what}: {reason}. Use runtime torch.") from error
@@ -218,6 +241,7 @@ class OpenVinoRuntime(_GraphRuntime):
 class AutoRuntime:
     """A compiling runtime, and torch for what it cannot compile."""
 
+    takes_models = True
     torch_threads = 1
 
     def __init__(self, runtime: Runtime) -> None:
@@ -233,6 +257,14 @@ class AutoRuntime:
         except ConfigError as error:
             log.warning("encoding with torch: %s", error)
             return self._threaded(self._torch.compile_encoder(encoder, size))
+
+    def compile_model(self, model: EncoderModel) -> CompiledEncoder | None:
+        """The runtime's function; None where it cannot, for the encoder may fare better."""
+        try:
+            return self._runtime.compile_model(model)
+        except ConfigError as error:
+            log.debug("making the encoder anew: %s", error)
+            return None
 
     def compile_detector(self, detector: Detector, sizes: Sizes) -> CompiledDetector:
         """The runtime's function, or the detector's own method with a warning."""

@@ -110,7 +110,7 @@ def judge(
 
 def anomaly_map(
     likelihoods: Sequence[Tensor],
-    peaks: Sequence[float],
+    peaks: Sequence[float | Tensor],
     size: tuple[int, int],
     weights: Sequence[float] | None = None,
 ) -> Tensor:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cflow_ray.data.images import PreparedImage, decode, encode_png
-from cflow_ray.evaluation.report import outlined, overlay
+from cflow_ray.evaluation.heat_maps import outlined, overlay
 
 _LONGEST = 2048
 """Pixels of an overlay's longer side at most: colours take some hundred bytes a pixel."""

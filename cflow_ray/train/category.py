@@ -203,6 +203,7 @@ class _Fit:
         test_images = self._images.readable(self._data.of(self._task.category, TEST))
         findings, attachments = score_test_images(fitted.detector(), self._encoder, self._data.root, test_images)
         encoder_digest = self._registry.add_encoder(self._weights)
+        self._registry.add_encoder_model(self._encoder, encoder_digest, fitted.config.size)
 
         def describe(version: str) -> Manifest:
             return Manifest(

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from cflow_ray.data.images import PreparedImage
 from cflow_ray.data.samples import Sample
 from cflow_ray.evaluation.evaluate import LabelledFindings, read_mask
-from cflow_ray.evaluation.report import heat_map_panel
+from cflow_ray.evaluation.heat_maps import heat_map_panel
 from cflow_ray.model.bank import DetectorBank
 from cflow_ray.model.detector import Detector, Finding
 from cflow_ray.model.encoder import Encoder

@@ -8,13 +8,14 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from cflow_ray.config import DetectorConfig, EncoderConfig, FlowConfig, TilingConfig
@@ -22,10 +23,12 @@ from cflow_ray.errors import ConfigError
 from cflow_ray.model.bank import DetectorBank
 from cflow_ray.model.detector import Detector, Finding
 from cflow_ray.model.encoder import Encoder
+from cflow_ray.model.encoder_model import encoder_model
 from cflow_ray.model.flow import Decoder
 from cflow_ray.model.folded import FoldedDecoder
 from cflow_ray.model.graph import DetectorGraph, EncoderGraph, FindingGraph, Sizes
 from cflow_ray.model.initialisation import initialise_from_data
+from cflow_ray.model.onnx_graph import ModelStructure
 from cflow_ray.model.runtime import (
     AutoRuntime,
     CompiledDetector,
@@ -200,6 +203,83 @@ def test_a_finding_graph_is_the_bank_of_one_detector(lite0: Encoder, images: Ima
     expected = bank_of({"cat": detector}, lite0, TorchRuntime()).score_batch(list(images["cat"][:5]), ["cat"] * 5)
     found = [Finding(float(score), map_HW.numpy()) for score, map_HW in zip(scores_B, maps_BHW, strict=True)]
     assert furthest(found, expected) <= BOUND
+
+
+# traced once, and kept
+
+
+def test_detectors_of_one_structure_are_traced_once(
+    runtime: Runtime, detectors: dict[str, Detector], lite0: Encoder, images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    traced, trace = list[Sizes](), ModelStructure.of
+
+    def noted(graph: DetectorGraph, *of_graph: Sequence[object]) -> ModelStructure:
+        traced.append(graph.sizes)
+        return trace(graph, *of_graph)
+
+    monkeypatch.setattr(ModelStructure, "of", noted)
+    fresh = open_runtime(runtime.name)
+    pyramid = lite0(images["cat"][:3])
+    sizes = tuple((level.shape[2], level.shape[3]) for level in pyramid)
+    alike = [fitted(lite0, images["cat"][offset:], 0) for offset in (0, 5)]
+    alike[1].decoders[0].get_buffer("offset_C_0").copy_(alike[1].decoders[1].get_buffer("offset_C_0")[0])
+    for detector in (*alike, detectors["cup"], *alike):
+        maps_BHW = fresh.compile_detector(detector, sizes).maps(pyramid)
+        torch.testing.assert_close(maps_BHW, detector.maps(pyramid), rtol=0, atol=BOUND)
+    assert float((alike[0].maps(pyramid) - alike[1].maps(pyramid)).abs().max()) > 100 * BOUND
+    assert traced == [sizes, sizes]  # of cup, whose flow has no condition, one of its own
+
+
+def test_weights_of_equal_values_stay_apart_in_a_structure() -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+
+    class Two(nn.Module):
+        def __init__(self, one: float, other: float) -> None:
+            super().__init__()
+            self.register_buffer("one", torch.full((4,), one))
+            self.register_buffer("other", torch.full((4,), other))
+
+        def forward(self, x_N4: Tensor) -> Tensor:
+            return x_N4 * self.get_buffer("one") + self.get_buffer("other")
+
+    structure = ModelStructure.of(Two(1, 1), [torch.zeros(1, 4)], ["x"], ["y"])
+    session = onnxruntime.InferenceSession(structure.filled(Two(2, 3)))
+    assert session.run(None, {"x": np.ones((1, 4), np.float32)})[0].tolist() == [[5, 5, 5, 5]]
+
+
+def test_what_the_exporter_computes_of_weights_is_no_structure() -> None:
+    pytest.importorskip("onnx")
+
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("used", torch.ones(4))
+            self.register_buffer("unused", torch.ones(4))
+
+        def forward(self, x_N4: Tensor) -> Tensor:
+            return x_N4 * self.get_buffer("used")
+
+    with pytest.raises(ValueError, match="unused"):
+        ModelStructure.of(Shared(), [torch.zeros(1, 4)], ["x"], ["y"])
+
+
+def test_a_kept_model_is_its_encoder(runtime: Runtime, lite0: Encoder, images: Images) -> None:
+    model = encoder_model(lite0, (64, 96))
+    compiled = runtime.compile_model(model)
+    assert compiled is not None
+    expected = lite0(images["rocket"][:3])
+    assert model.sizes == tuple((level.shape[2], level.shape[3]) for level in expected)
+    for level, wanted in zip(compiled(images["rocket"][:3]), expected, strict=True):
+        torch.testing.assert_close(level, wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
+    with pytest.raises(ConfigError, match="other features of tf_efficientnet_lite0"):
+        runtime.compile_model(replace(model, features=tuple(1.001 * level for level in model.features)))
+
+
+def test_torch_and_auto_go_on_without_a_model_they_cannot_run(lite0: Encoder) -> None:
+    pytest.importorskip("onnxruntime")
+    model = encoder_model(lite0, (64, 64))
+    assert TorchRuntime().compile_model(model) is None
+    assert AutoRuntime(OnnxRuntime()).compile_model(replace(model, content=b"no model")) is None
 
 
 # what a bank does with a runtime
