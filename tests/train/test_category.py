@@ -95,6 +95,15 @@ def encoded(picture: NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
+def test_a_fit_keeps_its_encoders_model(data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    _, registry = fit(data, tmp_path)
+    (version,) = registry.versions("grid")
+    manifest = registry.manifest("grid", version)
+    assert registry.encoder_model(manifest.detector.encoder, manifest.encoder_digest, (64, 64)) is not None
+    assert len(registry.storage.files("_encoders")) == 2
+
+
 SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {},
     "not square": {"input_size": "64x96"},
