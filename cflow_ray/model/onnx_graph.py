@@ -22,20 +22,20 @@ def onnx_model(
     inputs: Sequence[str],
     outputs: Sequence[str],
     dynamic: bool = False,
-    weights_as_inputs: bool = False,
+    with_weights: bool = True,
 ) -> bytes:
     """The ONNX model of a graph, serialised, with names for its inputs and outputs.
 
     All sizes are those of the example, with `dynamic` except the first of every input and output. Tracing takes
-    0.6 CPU-seconds for a detector where torch's newer exporter takes 23, hence the choice. `weights_as_inputs` makes the
-    buffers inputs too, under their names, and computes nothing from their values.
+    0.6 CPU-seconds for a detector where torch's newer exporter takes 23, hence the choice. Not `with_weights`, buffers
+    are inputs, under their names, and nothing is computed from their values.
     """
     content: Any = io.BytesIO()
     arguments: dict[str, Any] = {"input_names": list(inputs), "output_names": list(outputs), "opset_version": OPSET}
     if dynamic:
         arguments["dynamic_axes"] = {name: {0: "batch"} for name in (*inputs, *outputs)}
-    if weights_as_inputs:
-        arguments |= {"keep_initializers_as_inputs": True, "do_constant_folding": False}
+    if not with_weights:
+        arguments |= {"export_params": False, "keep_initializers_as_inputs": True, "do_constant_folding": False}
     torch._C._jit_set_onnx_log_output_stream("stderr")  # where an operation is missing it prints the graph, on stdout
     with warnings.catch_warnings(), torch.no_grad(), torch_threads(1):
         warnings.simplefilter("ignore")  # of the tracer, about sizes that are constants here
@@ -56,13 +56,12 @@ class ModelStructure:
         """The structure of a graph; ValueError where the exporter has merged buffers or made others of them."""
         import onnx  # noqa: PLC0415  # an extra
 
-        model = onnx.load_from_string(onnx_model(graph, example, inputs, outputs, weights_as_inputs=True))
+        model = onnx.load_from_string(onnx_model(graph, example, inputs, outputs, with_weights=False))
         buffers = tuple(name for name, _ in graph.named_buffers())
-        found = [weight.name for weight in model.graph.initializer]
-        if sorted(found) != sorted(buffers):
-            raise ValueError(f"the exporter made other weights of it: {sorted({*found} ^ {*buffers})}")
-        del model.graph.initializer[:]
         of_caller = [value for value in model.graph.input if value.name in inputs]
+        found = {value.name for value in model.graph.input} - {*inputs}
+        if model.graph.initializer or found != {*buffers}:
+            raise ValueError(f"the exporter made other weights of it: {sorted(found ^ {*buffers})}")
         del model.graph.input[:]
         model.graph.input.extend(of_caller)
         return cls(model.SerializeToString(), buffers)
