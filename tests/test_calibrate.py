@@ -92,7 +92,9 @@ def test_the_calibrated_version_is_new_promoted_and_has_the_weights_of_the_impor
     before, after = (registry.fitted("grass", version) for version in (calibrated_once.calibrated, manifest.version))
     for decoder, same in zip(before.decoders, after.decoders, strict=True):
         assert all(torch.equal(tensor, same.state()[name]) for name, tensor in decoder.state().items())
-    assert registry.encoder_model(manifest.detector.encoder, manifest.encoder_digest, manifest.detector.size) is not None
+    assert (
+        registry.encoder_model(manifest.detector.encoder, manifest.encoder_digest, manifest.detector.size) is not None
+    )
     assert calibrated_once.images == NORMALS
     assert calibrated_once.notes == ("20 calibration images support false-alarm rates down to 0.048.",)
     assert calibrated_once.smallest_target == pytest.approx(1 / (NORMALS / 2 + 1))

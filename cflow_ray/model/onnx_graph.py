@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cflow_ray.model.threads import torch_threads
@@ -49,7 +51,7 @@ class ModelStructure:
     """The ONNX model of a graph without the values of its buffers: traced once, filled for every graph like it."""
 
     content: bytes
-    buffers: tuple[str, ...]
+    """Serialised; of the buffers it says that they are elsewhere."""
 
     @classmethod
     def of(cls, graph: nn.Module, example: Sequence[Tensor], inputs: Sequence[str], outputs: Sequence[str]) -> Self:
@@ -57,23 +59,33 @@ class ModelStructure:
         import onnx  # noqa: PLC0415  # an extra
 
         model = onnx.load_from_string(onnx_model(graph, example, inputs, outputs, with_weights=False))
-        buffers = tuple(name for name, _ in graph.named_buffers())
         of_caller = [value for value in model.graph.input if value.name in inputs]
         found = {value.name for value in model.graph.input} - {*inputs}
-        if model.graph.initializer or found != {*buffers}:
-            raise ValueError(f"the exporter made other weights of it: {sorted(found ^ {*buffers})}")
+        buffers = {name for name, _ in graph.named_buffers()}
+        if model.graph.initializer or found != buffers:
+            raise ValueError(f"the exporter made other weights of it: {sorted(found ^ buffers)}")
         del model.graph.input[:]
         model.graph.input.extend(of_caller)
-        return cls(model.SerializeToString(), buffers)
+        for name, value in values_of(graph).items():
+            weight = model.graph.initializer.add(name=name, data_type=onnx.TensorProto.FLOAT, dims=value.shape)
+            weight.data_location = onnx.TensorProto.EXTERNAL
+            weight.external_data.add(key="location", value="given with the model")
+            weight.external_data.add(key="length", value=str(value.nbytes))
+        return cls(model.SerializeToString())
 
     def filled(self, graph: nn.Module) -> bytes:
-        """The model of a graph of this structure."""
+        """The model of a graph of this structure, whole."""
         import onnx  # noqa: PLC0415  # an extra
 
         model = onnx.load_from_string(self.content)
-        values = dict(graph.named_buffers())
+        del model.graph.initializer[:]
         model.graph.initializer.extend(
-            onnx.numpy_helper.from_array(values[name].contiguous().numpy(), name) for name in self.buffers
+            onnx.numpy_helper.from_array(value, name) for name, value in values_of(graph).items()
         )
         content: bytes = model.SerializeToString()
         return content
+
+
+def values_of(graph: nn.Module) -> dict[str, NDArray[np.float32]]:
+    """The buffers of a graph, where they are contiguous without a copy."""
+    return {name: buffer.contiguous().numpy() for name, buffer in graph.named_buffers()}

@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -37,6 +38,7 @@ from cflow_ray.model.runtime import (
     Run,
     Runtime,
     TorchRuntime,
+    Weights,
     check_runtime,
     open_runtime,
 )
@@ -433,15 +435,15 @@ def test_images_side_by_side_keep_their_order(detectors: dict[str, Detector]) ->
 class Inexact(OnnxRuntime):
     """A runtime whose outputs are off by a thousandth."""
 
-    def _load(self, model: bytes, names: Sequence[str], threads: int) -> Run:
-        run = super()._load(model, names, threads)
+    def _load(self, model: bytes, names: Sequence[str], threads: int, weights: Weights = MappingProxyType({})) -> Run:
+        run = super()._load(model, names, threads, weights)
         return lambda arrays: [output * np.float32(1.001) for output in run(arrays)]
 
 
 class Incapable(OnnxRuntime):
     """A runtime that loads nothing."""
 
-    def _load(self, model: bytes, names: Sequence[str], threads: int) -> Run:
+    def _load(self, model: bytes, names: Sequence[str], threads: int, weights: Weights = MappingProxyType({})) -> Run:
         raise ValueError("no kernel for Relu\nand a long graph")
 
 
