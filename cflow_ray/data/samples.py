@@ -6,23 +6,10 @@ import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-
-import pyarrow as pa
+from dataclasses import dataclass
 
 from cflow_ray.errors import DataError
 from cflow_ray.store.storage import Storage
-
-SAMPLE_SCHEMA = pa.schema(
-    [
-        pa.field("image", pa.string(), nullable=False),
-        pa.field("category", pa.string(), nullable=False),
-        pa.field("split", pa.string(), nullable=False),
-        pa.field("label", pa.int8()),
-        pa.field("defect", pa.string()),
-        pa.field("mask", pa.string()),
-    ]
-)
 
 TRAIN, TEST = "train", "test"
 
@@ -89,11 +76,6 @@ class DataSet:
             of_mask = sizes.get(sample.mask or "", folders.get(sample.mask or ""))
             sha.update(f"{sample} {sizes.get(sample.image)} {of_mask}\n".encode())
         return sha.hexdigest()
-
-
-def to_table(samples: Iterable[Sample]) -> pa.Table:
-    """Samples as an Arrow table of SAMPLE_SCHEMA."""
-    return pa.Table.from_pylist([asdict(sample) for sample in samples], schema=SAMPLE_SCHEMA)
 
 
 def spelled_alike(names: Iterable[str]) -> list[tuple[str, ...]]:

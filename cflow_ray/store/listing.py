@@ -75,3 +75,21 @@ def _size(path: str) -> int:
 def _leads_back(folder: str) -> bool:
     """Whether a folder is a link to one on the way to it."""
     return os.path.islink(folder) and any(os.path.samefile(folder, parent) for parent in Path(folder).parents)
+
+
+# On S3, whether something is there is asked by listing: after a HEAD that finds nothing Swift leaves bytes on the
+# connection that spoil the next answer.
+
+
+def has_entries(file_system: fsspec.AbstractFileSystem, full: str) -> bool:
+    """Whether there is anything below a path."""
+    try:
+        return bool(file_system.ls(full))
+    except FileNotFoundError:
+        return False
+
+
+def is_listed(file_system: fsspec.AbstractFileSystem, full: str) -> bool:
+    """Whether there is a file at a path."""
+    folder, _, name = full.rpartition("/")
+    return bool(folder) and full in file_system.find(folder, prefix=name, maxdepth=1)

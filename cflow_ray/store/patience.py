@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import aiohttp
+import fsspec
 import tenacity
 from botocore.exceptions import (
     ClientError,
@@ -116,6 +117,11 @@ def is_transient(error: BaseException) -> bool:
 def describe(error: BaseException | None) -> str:
     """A failure on one line."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def leave_tries_to_botocore(file_system: fsspec.AbstractFileSystem) -> None:
+    """Of its own s3fs tries a read up to 25 times over botocore's tries: a quarter of an hour where requests hang."""
+    file_system.retries = 1
 
 
 def _with_causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -9,18 +9,20 @@ import os
 import posixpath
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from typing import IO, Any, TypeVar, cast
+from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 
 import aiohttp
 import fsspec
-import pyarrow.fs
 from botocore.exceptions import BotoCoreError, ClientError
 from fsspec.core import split_protocol, url_to_fs
 
 from cflow_ray.errors import MissingFileError, StorageError
-from cflow_ray.store.listing import local_pages, local_sizes, remote_sizes, s3_page
-from cflow_ray.store.patience import Patience, describe
+from cflow_ray.store.listing import has_entries, is_listed, local_pages, local_sizes, remote_sizes, s3_page
+from cflow_ray.store.patience import Patience, describe, leave_tries_to_botocore
 from cflow_ray.store.ranged import RangedFile
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
 
 _S3 = ("s3", "s3a")
 _S3_DEFAULTS: dict[str, Any] = {
@@ -65,7 +67,7 @@ class Storage:
                 f"cannot open {uri!r}: {error}. Give a path, an s3:// URI, or one that fsspec knows."
             ) from error
         if self._is_s3:
-            _leave_tries_to_botocore(self._fs)
+            leave_tries_to_botocore(self._fs)
 
     def child(self, path: str) -> Storage:
         """The tree below a folder of this one."""
@@ -79,12 +81,12 @@ class Storage:
     def exists(self, path: str = "") -> bool:
         """Whether a file or a non-empty folder is there."""
         return bool(
-            self._call(path, lambda full: _has_entries(self._fs, full) if self._is_s3 else self._fs.exists(full))
+            self._call(path, lambda full: has_entries(self._fs, full) if self._is_s3 else self._fs.exists(full))
         )
 
     def is_file(self, path: str = "") -> bool:
         """Whether a file is there."""
-        return bool(self._call(path, lambda full: _is_listed(self._fs, full) if self._is_s3 else self._fs.isfile(full)))
+        return bool(self._call(path, lambda full: is_listed(self._fs, full) if self._is_s3 else self._fs.isfile(full)))
 
     def size(self, path: str) -> int:
         """Bytes of a file."""
@@ -167,7 +169,7 @@ class Storage:
             except OSError as error:
                 if error.errno != errno.ENOSYS:
                     raise
-            if _is_listed(self._fs, full):
+            if is_listed(self._fs, full):
                 return False
             self._fs.pipe_file(full, content)
             return True
@@ -184,16 +186,18 @@ class Storage:
         self._call(path, remove)
 
     @property
-    def arrow_file_system(self) -> pyarrow.fs.FileSystem:
+    def arrow_file_system(self) -> FileSystem:
         """The file system as pyarrow's, for libraries that take one.
 
         It too asks S3 by listing, and waits for an S3 that is in trouble, if by each request for itself.
         """
+        from cflow_ray.store.arrow import of_fsspec, of_s3  # noqa: PLC0415  # 27 MB that few processes need
+
         if not self._is_s3:
-            return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(self._fs))
+            return of_fsspec(self._fs)
         options = _file_system_options("s3", self.options)
         patient = options["config_kwargs"] | {"retries": _S3_PATIENT_REQUESTS}
-        return pyarrow.fs.PyFileSystem(_ListingHandler(fsspec.filesystem("s3", **options | {"config_kwargs": patient})))
+        return of_s3(fsspec.filesystem("s3", **options | {"config_kwargs": patient}))
 
     @property
     def root(self) -> str:
@@ -309,51 +313,9 @@ def _remote_folders(file_system: fsspec.AbstractFileSystem, top: str) -> list[st
     return [posixpath.basename(entry["name"].rstrip("/")) for entry in entries if entry["type"] == "directory"]
 
 
-# On S3, whether something is there is asked by listing: after a HEAD that finds nothing Swift leaves bytes on the
-# connection that spoil the next answer.
-
-
 def _starts_after_end(error: OSError) -> bool:
     cause = error.__cause__
     return isinstance(cause, ClientError) and cause.response.get("Error", {}).get("Code") == "InvalidRange"
-
-
-def _has_entries(file_system: fsspec.AbstractFileSystem, full: str) -> bool:
-    try:
-        return bool(file_system.ls(full))
-    except FileNotFoundError:
-        return False
-
-
-def _is_listed(file_system: fsspec.AbstractFileSystem, full: str) -> bool:
-    folder, _, name = full.rpartition("/")
-    return bool(folder) and full in file_system.find(folder, prefix=name, maxdepth=1)
-
-
-def _leave_tries_to_botocore(file_system: fsspec.AbstractFileSystem) -> None:
-    """Of its own s3fs tries a read up to 25 times over botocore's tries: a quarter of an hour where requests hang."""
-    file_system.retries = 1
-
-
-class _ListingHandler(pyarrow.fs.FSSpecHandler):  # type: ignore[misc]
-    def __init__(self, file_system: fsspec.AbstractFileSystem) -> None:
-        super().__init__(file_system)
-        _leave_tries_to_botocore(file_system)
-
-    def __reduce__(self) -> tuple[type[_ListingHandler], tuple[fsspec.AbstractFileSystem]]:
-        return _ListingHandler, (self.fs,)  # a file system forgets its number of tries when it is pickled
-
-    def get_file_info(self, paths: list[str]) -> list[pyarrow.fs.FileInfo]:
-        return [self._listed(path.rstrip("/")) for path in paths]
-
-    def create_dir(self, path: str, recursive: bool) -> None:
-        """Nothing: a folder of S3 is there with its first file."""
-
-    def _listed(self, path: str) -> pyarrow.fs.FileInfo:
-        if _is_listed(self.fs, path):
-            return pyarrow.fs.FileInfo(path, pyarrow.fs.FileType.File)
-        kind = pyarrow.fs.FileType.Directory if _has_entries(self.fs, path) else pyarrow.fs.FileType.NotFound
-        return pyarrow.fs.FileInfo(path, kind)
 
 
 def split_uri(uri: str) -> tuple[str, str]:

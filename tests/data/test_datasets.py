@@ -13,7 +13,8 @@ import pytest
 
 from cflow_ray.config import DataConfig
 from cflow_ray.data.datasets import count_by_split, read_data_set
-from cflow_ray.data.samples import TEST, TRAIN, DataSet, Sample, to_table
+from cflow_ray.data.layouts.table import to_table
+from cflow_ray.data.samples import TEST, TRAIN, DataSet, Sample
 from cflow_ray.errors import CflowRayError, ConfigError, DataError
 from cflow_ray.store.storage import Storage
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cflow_ray.data.samples import SAMPLE_SCHEMA, TEST, TRAIN, DataSet, Sample, to_table
+from cflow_ray.data.layouts.table import SAMPLE_SCHEMA, to_table
+from cflow_ray.data.samples import TEST, TRAIN, DataSet, Sample
 from cflow_ray.errors import DataError
 from cflow_ray.store.storage import Storage
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
@@ -12,9 +13,20 @@ import pyarrow.parquet
 
 from cflow_ray.config import DataConfig
 from cflow_ray.data.layouts.tree import inside
-from cflow_ray.data.samples import DataSet, Sample, to_table
+from cflow_ray.data.samples import DataSet, Sample
 from cflow_ray.errors import ConfigError, DataError
 from cflow_ray.store.storage import Storage, split_uri
+
+SAMPLE_SCHEMA = pa.schema(
+    [
+        pa.field("image", pa.string(), nullable=False),
+        pa.field("category", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("label", pa.int8()),
+        pa.field("defect", pa.string()),
+        pa.field("mask", pa.string()),
+    ]
+)
 
 _TEXT = ("image", "category", "split", "defect", "mask")
 
@@ -39,6 +51,11 @@ def save_table(data_set: DataSet, uri: str, storage_options: Mapping[str, Any]) 
     buffer = io.BytesIO()
     pyarrow.parquet.write_table(to_table(data_set.samples), buffer)
     Storage(folder, storage_options).write(name, buffer.getvalue())
+
+
+def to_table(samples: Iterable[Sample]) -> pa.Table:
+    """Samples as an Arrow table of SAMPLE_SCHEMA."""
+    return pa.Table.from_pylist([asdict(sample) for sample in samples], schema=SAMPLE_SCHEMA)
 
 
 def _parse_table(name: str, content: bytes) -> pa.Table:
