@@ -61,16 +61,16 @@ class ModelStructure:
         model = onnx.load_from_string(onnx_model(graph, example, inputs, outputs, with_weights=False))
         of_caller = [value for value in model.graph.input if value.name in inputs]
         found = {value.name for value in model.graph.input} - {*inputs}
-        buffers = {name for name, _ in graph.named_buffers()}
-        if model.graph.initializer or found != buffers:
-            raise ValueError(f"the exporter made other weights of it: {sorted(found ^ buffers)}")
+        buffers = dict(graph.named_buffers())
+        if model.graph.initializer or found != {*buffers}:
+            raise ValueError(f"the exporter made other weights of it: {sorted(found ^ {*buffers})}")
         del model.graph.input[:]
         model.graph.input.extend(of_caller)
-        for name, value in values_of(graph).items():
-            weight = model.graph.initializer.add(name=name, data_type=onnx.TensorProto.FLOAT, dims=value.shape)
+        for name, buffer in buffers.items():
+            weight = model.graph.initializer.add(name=name, data_type=onnx.TensorProto.FLOAT, dims=buffer.shape)
             weight.data_location = onnx.TensorProto.EXTERNAL
             weight.external_data.add(key="location", value="given with the model")
-            weight.external_data.add(key="length", value=str(value.nbytes))
+            weight.external_data.add(key="length", value=str(buffer.nbytes))
         return cls(model.SerializeToString())
 
     def filled(self, graph: nn.Module) -> bytes:

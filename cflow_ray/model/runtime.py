@@ -216,6 +216,7 @@ class OnnxRuntime(_GraphRuntime):
         options.add_external_initializers([*weights], tensors)
         session = self._onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
+        # `held`: the session points to the weights and does not keep them.
         def run(arrays: Sequence[NDArray[Any]], held: Weights = weights) -> Sequence[NDArray[np.float32]]:
             found: list[NDArray[np.float32]] = session.run(None, dict(zip(names, arrays, strict=True)))
             return found

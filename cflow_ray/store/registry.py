@@ -21,7 +21,7 @@ from cflow_ray.model.bank import DetectorBank
 from cflow_ray.model.detector import Detector
 from cflow_ray.model.encoder_model import EncoderModel, encoder_model
 from cflow_ray.model.fitted import Fitted
-from cflow_ray.model.runtime import open_runtime
+from cflow_ray.model.runtime import check_installed, open_runtime
 from cflow_ray.store.checkpoint import (
     FORMAT_VERSION,
     Manifest,
@@ -234,12 +234,13 @@ class Registry:
     def add_encoder_model(self, encoder: Encoder, weights_digest: str, size: tuple[int, int]) -> None:
         """Keep the model of an encoder for one input size, where it can be made and is not there yet.
 
-        Who scores with onnxruntime or OpenVINO then starts in half the time and two thirds of the memory.
+        Who scores with onnxruntime or OpenVINO then starts in half the time and three quarters of the memory.
         """
         path = model_path(_ENCODERS, encoder.config, weights_digest, size)
         if self.storage.is_file(path):
             return
         try:
+            check_installed("keeping an encoder's model", ("onnx",), "onnx")
             model = encoder_model(encoder, size)
         except Exception as error:  # the exporter raises what it likes; scoring does without
             log.info("%s is not kept as a model: %s", encoder.config.name, error)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from cflow_ray.config import DetectorConfig, EncoderConfig, FlowConfig
+from cflow_ray.model.encoder import Encoder
 from cflow_ray.model.fitted import Fitted
 from cflow_ray.model.flow import Decoder
 from cflow_ray.model.scoring import Calibration
@@ -23,6 +25,7 @@ CHANNELS = (6, 5)
 MakeFitted = Callable[..., Fitted]
 Describe = Callable[..., Callable[[str], Manifest]]
 AddVersions = Callable[..., list[str]]
+AddScoringVersion = Callable[..., tuple[str, Fitted]]
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -88,6 +91,26 @@ def describe() -> Describe:
         )
 
     return describe_fitted
+
+
+@pytest.fixture
+def add_scoring_version(describe: Describe) -> AddScoringVersion:
+    """Adds a version of screw for 64 x 64 pixels behind an encoder, whose weights it keeps; gives its name and decoders."""
+
+    def add(registry: Registry, encoder: Encoder, state: Mapping[str, Tensor]) -> tuple[str, Fitted]:
+        flow = FlowConfig(blocks=2, condition_channels=8)
+        decoders = tuple(Decoder(C, flow, torch.Generator().manual_seed(C)) for C in encoder.channels)
+        digest = registry.add_encoder(state)
+        config = DetectorConfig(encoder=encoder.config, flow=flow, input_size=64)
+        fitted = Fitted(config, decoders, Calibration.of([-1.0, -1.0], [0.5]))
+
+        def manifest(version: str) -> Manifest:
+            given = describe(fitted, encoder_digest=digest)(version).model_dump()
+            return Manifest.model_validate(given | {"channels": encoder.channels})
+
+        return registry.add("screw", fitted, manifest), fitted
+
+    return add
 
 
 @pytest.fixture

@@ -15,14 +15,11 @@ import timm
 import torch
 from torch import Tensor
 
-from cflow_ray.config import DetectorConfig, EncoderConfig, FlowConfig
+from cflow_ray.config import EncoderConfig
 from cflow_ray.model.bank import DetectorBank
 from cflow_ray.model.encoder import Encoder
 from cflow_ray.model.encoder_model import EncoderModel, encoder_model
 from cflow_ray.model.fitted import Fitted
-from cflow_ray.model.flow import Decoder
-from cflow_ray.model.scoring import Calibration
-from cflow_ray.store.checkpoint import Manifest
 from cflow_ray.store.registry import CheckpointKey, Registry
 from cflow_ray.store.storage import Storage
 
@@ -50,19 +47,10 @@ def registry(tmp_path: Path) -> Registry:
 
 
 @pytest.fixture
-def key(registry: Registry, encoder: Encoder, describe: Callable[..., Callable[[str], Manifest]]) -> CheckpointKey:
+def key(registry: Registry, encoder: Encoder, add_scoring_version: Callable[..., tuple[str, Fitted]]) -> CheckpointKey:
     """A version whose encoder the registry holds, as weights alone."""
-    flow = FlowConfig(blocks=2, condition_channels=8)
-    decoders = tuple(Decoder(C, flow, torch.Generator().manual_seed(C)) for C in encoder.channels)
-    digest = registry.add_encoder(encoder.network.state_dict())
-    config = DetectorConfig(encoder=RESNET, flow=flow, input_size=SIZE)
-    fitted = Fitted(config, decoders, Calibration.of([-1.0, -1.0], [0.5]))
-
-    def manifest(version: str) -> Manifest:
-        given = describe(fitted, encoder_digest=digest)(version).model_dump()
-        return Manifest.model_validate(given | {"channels": encoder.channels})
-
-    return "screw", registry.add("screw", fitted, manifest)
+    version, _ = add_scoring_version(registry, encoder, encoder.network.state_dict())
+    return "screw", version
 
 
 def digest_of(registry: Registry, key: CheckpointKey) -> str:

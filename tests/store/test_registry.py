@@ -389,28 +389,15 @@ def test_the_whole_registry_holds_weights_json_and_pictures_only(
 
 
 def test_the_bank_scores_with_what_the_registry_holds(
-    registry: Registry, describe: Describe, resnet_state: dict[str, Tensor]
+    registry: Registry, add_scoring_version: Callable[..., tuple[str, Fitted]], resnet_state: dict[str, Tensor]
 ) -> None:
-    from cflow_ray.config import DetectorConfig, FlowConfig
     from cflow_ray.model.encoder import Encoder
-    from cflow_ray.model.flow import Decoder
-    from cflow_ray.model.scoring import Calibration
 
     encoder = Encoder(RESNET, resnet_state)
-    flow = FlowConfig(blocks=2, condition_channels=8)
-    decoders = tuple(Decoder(C, flow, torch.Generator().manual_seed(C)) for C in encoder.channels)
-    digest = registry.add_encoder(resnet_state)
-    config = DetectorConfig(encoder=RESNET, flow=flow, input_size=64)
-    fitted = Fitted(config, decoders, Calibration.of([-1.0, -1.0], [0.5]))
-
-    def manifest(version: str) -> Manifest:
-        given = describe(fitted, encoder_digest=digest)(version).model_dump()
-        return Manifest.model_validate(given | {"channels": encoder.channels})
-
-    version = registry.add("screw", fitted, manifest)
+    version, fitted = add_scoring_version(registry, encoder, resnet_state)
     image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     (finding,) = registry.bank().score_batch([image], [("screw", version)])
-    detector = fitted.detector(digest)
+    detector = fitted.detector(registry.manifest("screw", version).encoder_digest)
     (map_HW,) = detector.maps(encoder(image[None]))
     assert finding.score == detector.score(map_HW)
     assert torch.equal(torch.from_numpy(finding.map_HW), map_HW)
