@@ -13,7 +13,7 @@ from fastapi import Request
 
 from benchmarks.meter import end_with_stdin
 from cflow_ray.data.images import PreparedImage, prepare
-from cflow_ray.model.scoring import judge
+from cflow_ray.model.verdict import judge
 from cflow_ray.store.registry import Registry
 from cflow_ray.store.storage import Storage
 from tests.stores import free_port

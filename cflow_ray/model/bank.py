@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 # Shapes: T tiles (an image of the input's size is one tile) of h x w pixels, H x W pixels of a whole image.
 
-_TILES_AT_ONCE = 64  # bounds the memory of a pass, whatever the size of an image
+# Bound the memory of a pass, whatever the size of an image. On a CPU more are no faster, and take more memory.
+_TILES_AT_ONCE = 16
+_TILES_AT_ONCE_ON_A_GPU = 64
 
 Key = TypeVar("Key", bound=Hashable)
 _Network = tuple[EncoderConfig, str, tuple[int, int]]
@@ -76,6 +78,7 @@ class DetectorBank(Generic[Key]):
         self._load_model = load_model
         self._capacity_bytes = capacity_bytes
         self._device = device
+        self._tiles_at_once = _TILES_AT_ONCE if torch.device(device).type == "cpu" else _TILES_AT_ONCE_ON_A_GPU
         self._runtime = runtime or TorchRuntime()
         self._detectors: OrderedDict[Key, LoadedDetector] = OrderedDict()
         self._arriving: dict[Key, Future[LoadedDetector]] = {}
@@ -141,7 +144,7 @@ class DetectorBank(Generic[Key]):
             for item in items:
                 groups.setdefault(item.held.network, []).append(item)
             for network, of_group in groups.items():
-                for tiles in _passes(of_group):
+                for tiles in _passes(of_group, self._tiles_at_once):
                     _map_tiles(self._encoder(network), tiles)
             return [item.finding() for item in items]
 
@@ -231,18 +234,18 @@ def _map_tiles(encoder: CompiledEncoder, tiles: Sequence[tuple[_Item, Tensor]]) 
     for held in {id(item.held): item.held for item, _ in tiles}.values():
         rows = [row for row, (item, _) in enumerate(tiles) if item.held is held]
         assert held.compiled is not None
-        maps_Thw = held.compiled.maps([level[rows] for level in pyramid])
+        maps_Thw = held.compiled.maps(pyramid if len(rows) == len(tiles) else [level[rows] for level in pyramid])
         for row, map_hw in zip(rows, maps_Thw, strict=True):
             tiles[row][0].maps.append(map_hw)
 
 
-def _passes(items: Sequence[_Item]) -> Iterator[list[tuple[_Item, Tensor]]]:
+def _passes(items: Sequence[_Item], tiles_at_once: int) -> Iterator[list[tuple[_Item, Tensor]]]:
     """The tiles of some images, so many at a time."""
     waiting: list[tuple[_Item, Tensor]] = []
     for item in items:
         for tile_3hw in item.layout.cut(item.image_3HW):
             waiting.append((item, tile_3hw))
-            if len(waiting) == _TILES_AT_ONCE:
+            if len(waiting) == tiles_at_once:
                 yield waiting
                 waiting = []
     if waiting:

@@ -37,8 +37,10 @@ class FoldedBlock:
     first_CpH: Tensor
     condition_HD: Tensor
     first_bias_H: Tensor
-    last_H2Ca: Tensor
-    last_bias_2Ca: Tensor
+    stretch_HCa: Tensor
+    stretch_bias_Ca: Tensor
+    shift_HCa: Tensor
+    shift_bias_Ca: Tensor
     rotation_CC: Tensor | None
     """Scale and rotation, transposed; None for the last block, which only scales."""
     scale_C: Tensor
@@ -100,7 +102,8 @@ class FoldedDecoder(nn.Module):
             passive_N, active_N = x_NC[:, :passive], x_NC[:, passive:]
             of_fibre_BPH = torch.mm(passive_N, block.first_CpH).view(-1, P, bias_PH.shape[1])
             hidden_NH = functional.relu_(of_fibre_BPH.add_(bias_PH)).flatten(0, 1)
-            stretch_N, shift_N = torch.addmm(block.last_bias_2Ca, hidden_NH, block.last_H2Ca).chunk(2, dim=1)
+            stretch_N = torch.addmm(block.stretch_bias_Ca, hidden_NH, block.stretch_HCa)
+            shift_N = torch.addmm(block.shift_bias_Ca, hidden_NH, block.shift_HCa)
             log_stretch_N = self.config.clamp * torch.tanh(stretch_N)
             log_det_N = log_det_N + log_stretch_N.sum(1)
             moved_N = torch.addcmul(shift_N, active_N, torch.exp(log_stretch_N))
@@ -146,14 +149,17 @@ class FoldedDecoder(nn.Module):
 
 def _folded(block: Mapping[str, Tensor], scale_C: Tensor, channels: int, last: bool) -> dict[str, Tensor | None]:
     """One block's tensors, all of them new: a decoder that is fitted further must not change its evaluator."""
-    passive, _ = halves(channels)
+    passive, active = halves(channels)
     first_HX, offset_C = block["subnet.0.weight"], block["global_offset"][0]
+    last_2CaH, last_bias_2Ca = 0.1 * block["subnet.2.weight"], 0.1 * block["subnet.2.bias"]
     return {
         "first_CpH": first_HX[:, :passive].T.clone(memory_format=torch.contiguous_format),
         "condition_HD": first_HX[:, passive:].contiguous(),
         "first_bias_H": block["subnet.0.bias"].clone(),
-        "last_H2Ca": (0.1 * block["subnet.2.weight"]).T.contiguous(),
-        "last_bias_2Ca": 0.1 * block["subnet.2.bias"],
+        "stretch_HCa": last_2CaH[:active].T.contiguous(),
+        "stretch_bias_Ca": last_bias_2Ca[:active],
+        "shift_HCa": last_2CaH[active:].T.contiguous(),
+        "shift_bias_Ca": last_bias_2Ca[active:],
         "rotation_CC": None if last else (block["w_perm"] * scale_C).T.contiguous(),
         "scale_C": scale_C,
         "offset_C": offset_C.clone() if last else block["w_perm"] @ offset_C,

@@ -1,10 +1,9 @@
 """Encoder, detector and both with the score as graphs without control flow: what a compiling runtime is given.
 
 The arithmetic is that of `Encoder`, `FoldedDecoder` and `Detector`, which are the oracles. Every size but the batch's is
-a constant. Of a block, the two halves of the last linear layer are two products here: that leaves half as many nodes as a
-trace of `FoldedDecoder.likelihood`, so that a detector is traced in a third of the time (0.6 CPU-seconds), and gains a
-tenth when it runs. All that a fit decides, the biases of the locations and the peaks too, is a buffer: detectors of one
-structure have one graph, and differ in the values of these.
+a constant. There are half as many nodes as in a trace of `FoldedDecoder.likelihood`, so that a detector is traced in a
+third of the time (0.6 CPU-seconds), and gains a tenth when it runs. All that a fit decides, the biases of the locations
+and the peaks too, is a buffer: detectors of one structure have one graph, and differ in the values of these.
 """
 
 from __future__ import annotations
@@ -59,13 +58,12 @@ class _BlockGraph(nn.Module):
 
     def __init__(self, block: FoldedBlock, bias_PH: Tensor) -> None:
         super().__init__()
-        active = len(block.last_bias_2Ca) // 2
         self.register_buffer("first_CpH", block.first_CpH)
         self.register_buffer("bias_PH", bias_PH)
-        self.register_buffer("stretch_HCa", block.last_H2Ca[:, :active])
-        self.register_buffer("shift_HCa", block.last_H2Ca[:, active:])
-        self.register_buffer("stretch_bias_Ca", block.last_bias_2Ca[:active])
-        self.register_buffer("shift_bias_Ca", block.last_bias_2Ca[active:])
+        self.register_buffer("stretch_HCa", block.stretch_HCa)
+        self.register_buffer("shift_HCa", block.shift_HCa)
+        self.register_buffer("stretch_bias_Ca", block.stretch_bias_Ca)
+        self.register_buffer("shift_bias_Ca", block.shift_bias_Ca)
         self.register_buffer("scale_C", block.scale_C if block.rotation_CC is None else None)
         self.register_buffer("rotation_CC", block.rotation_CC)
         self.register_buffer("offset_C", block.offset_C)

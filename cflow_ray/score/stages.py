@@ -18,7 +18,7 @@ from cflow_ray.data.images import encode_map, prepare
 from cflow_ray.errors import CflowRayError
 from cflow_ray.model.detector import Detector, Finding
 from cflow_ray.model.device import prepared_device
-from cflow_ray.model.scoring import judge
+from cflow_ray.model.verdict import judge
 from cflow_ray.score.pace import BatchSize
 from cflow_ray.score.plan import Plan, PlannedCheckpoint, Span, read_own_plan
 from cflow_ray.score.reading import read_chunks

@@ -17,7 +17,7 @@ from cflow_ray.data.images import Frame, PreparedImage, prepare
 from cflow_ray.model.bank import LoadedDetector
 from cflow_ray.model.detector import Finding
 from cflow_ray.model.device import prepared_device
-from cflow_ray.model.scoring import Verdict, judge
+from cflow_ray.model.verdict import Verdict, judge
 from cflow_ray.serve.access import Access
 from cflow_ray.serve.admission import Room
 from cflow_ray.serve.batching import Batcher

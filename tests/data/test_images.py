@@ -36,7 +36,7 @@ from cflow_ray.data.images import (
     prepare,
 )
 from cflow_ray.errors import ImageError
-from cflow_ray.model.scoring import find_regions
+from cflow_ray.model.verdict import find_regions
 
 Encode = Callable[..., bytes]
 Pixels = NDArray[np.uint8]

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from torch import Tensor
 
-from cflow_ray.model.scoring import Calibration, anomaly_map, find_regions, image_scores, judge
+from cflow_ray.model.scoring import Calibration, anomaly_map, image_scores
+from cflow_ray.model.verdict import find_regions, judge
 
 SCORES = st.lists(st.one_of(st.floats(0, 1, exclude_max=True), st.sampled_from([0.25, 0.5])), min_size=1, max_size=60)
 VALUES = st.floats(0, 1, width=32, exclude_max=True)

@@ -16,7 +16,7 @@ from scipy.stats import spearmanr
 
 from cflow_ray.client import Client
 from cflow_ray.data.images import decode_map
-from cflow_ray.model.scoring import find_regions
+from cflow_ray.model.verdict import find_regions
 from cflow_ray.store.registry import Registry
 from tests.page.conftest import Open
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from cflow_ray.data.images import prepare
-from cflow_ray.model.scoring import judge
+from cflow_ray.model.verdict import judge
 from cflow_ray.store.registry import Registry
 from cflow_ray.store.storage import Storage
 from tests.serving import CALIBRATION, Served, files, kind_of, serving

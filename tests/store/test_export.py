@@ -29,8 +29,9 @@ from cflow_ray.model.fitted import Fitted
 from cflow_ray.model.flow import Decoder
 from cflow_ray.model.folded import FoldedDecoder
 from cflow_ray.model.initialisation import initialise_from_data
-from cflow_ray.model.scoring import Calibration, judge
+from cflow_ray.model.scoring import Calibration
 from cflow_ray.model.tiling import Layout
+from cflow_ray.model.verdict import judge
 from cflow_ray.store.checkpoint import Manifest
 from cflow_ray.store.export import export_version
 from cflow_ray.store.registry import Registry

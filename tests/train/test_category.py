@@ -14,7 +14,7 @@ from PIL import Image
 from cflow_ray.config import DataConfig, DetectorConfig, EncoderConfig, FlowConfig
 from cflow_ray.data.datasets import read_data_set
 from cflow_ray.data.images import decode, prepare
-from cflow_ray.model.scoring import judge
+from cflow_ray.model.verdict import judge
 from cflow_ray.store.registry import Registry
 from cflow_ray.store.storage import Storage
 from cflow_ray.train.category import fit_category
