@@ -17,6 +17,11 @@ from cflow_ray.store.weights import read_weights
 pytest_plugins = ["tests.stores", "tests.miniature"]
 
 
+def pytest_configure() -> None:
+    """One thread of torch: two spin while they wait for each other, and beside Ray's workers a test took ten times as long."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def inspection_data() -> Path:
     """The folder of real inspection images beside the checkout; their licences forbid shipping them."""
