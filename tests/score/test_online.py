@@ -122,7 +122,9 @@ def test_the_table_is_that_of_the_archive_job(site: Site, inputs: Path, tmp_path
         assert (ours["error"] is None) == (theirs["error"] is None)
         if ours["score"] is not None:
             assert ours["score"] == pytest.approx(theirs["score"], abs=1e-5)
-            assert [region["box"] for region in ours["regions"]] == [region["box"] for region in theirs["regions"]]
+            # A pixel of the map that lies on the threshold is in or out with its last bit.
+            for region, same in zip(ours["regions"], theirs["regions"], strict=True):
+                assert region["box"] == pytest.approx(same["box"], abs=1)
         if ours["map"] is not None:
             maps = [
                 read_maps(Storage(str(output)), ours["map"])[ours["key"]]
