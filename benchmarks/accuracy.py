@@ -179,7 +179,7 @@ def _images(
     for sample, image in load_images(data_set.root, samples, config.input):
         assert isinstance(image, PreparedImage), image
         used.append(sample)
-        yield image.pixels_3HW, Layout.of(config.size, config.input)
+        yield torch.from_numpy(image.pixels_3HW), Layout.of(config.size, config.input)
 
 
 def _data_set(category: str) -> DataSet:

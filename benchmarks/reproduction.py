@@ -105,7 +105,7 @@ def _options() -> Any:
 def _training_images(data_set: DataSet, category: str, config: DetectorConfig) -> Iterator[tuple[Tensor, Layout]]:
     for _, image in load_images(data_set.root, data_set.normals(category), config.input):
         if isinstance(image, PreparedImage):
-            yield image.pixels_3HW, Layout.of(config.size, config.input)
+            yield torch.from_numpy(image.pixels_3HW), Layout.of(config.size, config.input)
 
 
 def _with(fitted: Fitted, states: dict[int, dict[str, Tensor]]) -> Fitted:

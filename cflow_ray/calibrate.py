@@ -16,7 +16,7 @@ from cflow_ray.model.calibration import calibrated
 from cflow_ray.model.fitted import Fitted
 from cflow_ray.model.partition import SMALLEST_CATEGORY
 from cflow_ray.model.seeds import category_seed
-from cflow_ray.store.checkpoint import Manifest, installed_packages
+from cflow_ray.store.manifest import Manifest, installed_packages
 from cflow_ray.store.registry import Registry
 from cflow_ray.store.storage import Storage
 

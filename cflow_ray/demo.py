@@ -277,7 +277,7 @@ def _draw_heat_maps(
             pixels = prepare(data_set.root.read(sample.image), inputs[category]).pixels_3HW
             mask_HW = read_mask(data_set.root, sample, map_HW.shape)
             caption = f"{sample.image}   score {row['score']:.3f}   p {row['p_value']:.3f}"
-            image_HW3 = np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
+            image_HW3 = np.ascontiguousarray(pixels.transpose(1, 2, 0))
             panel = heat_map_panel(image_HW3, map_HW, row["threshold"] or 0.5, mask_HW, caption)
             root.write(f"heatmaps/{category}-{sample.defect}.png", panel)
 

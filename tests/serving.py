@@ -30,7 +30,7 @@ from cflow_ray.model.initialisation import initialise_from_data
 from cflow_ray.model.scoring import Calibration
 from cflow_ray.serve.api import build_api
 from cflow_ray.serve.service import ScoringService
-from cflow_ray.store.checkpoint import Manifest
+from cflow_ray.store.manifest import Manifest
 from cflow_ray.store.registry import Registry
 from tests.stores import free_port
 

@@ -73,7 +73,7 @@ def scores_of(registry: Registry, version: str, images: list[Tensor]) -> list[fl
 
 def prepared(registry: Registry, version: str, folder: Path) -> list[Tensor]:
     config = registry.manifest("grass", version).detector.input
-    return [prepare(path.read_bytes(), config).pixels_3HW for path in sorted(folder.iterdir())]
+    return [torch.from_numpy(prepare(path.read_bytes(), config).pixels_3HW) for path in sorted(folder.iterdir())]
 
 
 # -- the calibration

@@ -13,7 +13,7 @@ from cflow_ray.config import DetectorConfig, EncoderConfig, FlowConfig
 from cflow_ray.model.fitted import Fitted
 from cflow_ray.model.flow import Decoder
 from cflow_ray.model.scoring import Calibration
-from cflow_ray.store.checkpoint import Manifest
+from cflow_ray.store.manifest import Manifest
 from cflow_ray.store.registry import Registry
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+import torch
 from torch import Tensor
 
 from cflow_ray.config import DetectorConfig
@@ -46,6 +47,6 @@ class CategoryImages:
         region_HW: Tensor | None = None,
     ) -> Features:
         """Features of the readable ones; FitError where the encoder's output is not finite."""
-        images = (image.pixels_3HW for _, image in self.readable(samples))
+        images = (torch.from_numpy(image.pixels_3HW) for _, image in self.readable(samples))
         laid_out = ((image, Layout.of((image.shape[1], image.shape[2]), self._config.input)) for image in images)
         return encode(encoder, laid_out, copies, keep, region_HW)

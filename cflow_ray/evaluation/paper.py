@@ -76,7 +76,7 @@ def paper_figures(data_set: DataSet, category: str, encoder: Encoder, detector: 
     if detector.config.tiling is not None:
         raise ConfigError(f"{category} is scored in tiles, which the paper's score does not know.")
     images = list(_labelled(data_set, category, detector))
-    seen = [covered(image.pixels_3HW, detector.region_HW)[None] for _, image in images]
+    seen = [covered(torch.from_numpy(image.pixels_3HW), detector.region_HW)[None] for _, image in images]
     likelihoods = [detector.likelihoods(encoder(image_13HW)) for image_13HW in seen]
     of_level = [torch.cat(level) for level in zip(*likelihoods, strict=True)]
     score_I, map_IHW = paper_score(of_level, detector.config.size)

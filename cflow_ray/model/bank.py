@@ -9,7 +9,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cflow_ray.config import EncoderConfig
@@ -31,6 +33,8 @@ _TILES_AT_ONCE = 16
 _TILES_AT_ONCE_ON_A_GPU = 64
 
 Key = TypeVar("Key", bound=Hashable)
+Image = NDArray[np.uint8] | Tensor
+"""uint8 (3, H, W)."""
 _Network = tuple[EncoderConfig, str, tuple[int, int]]
 """An encoder's configuration, the digest of its weights, and height and width of its input."""
 
@@ -126,7 +130,7 @@ class DetectorBank(Generic[Key]):
         with self._table:
             return self._bytes()
 
-    def score_batch(self, images: Sequence[Tensor], keys: Sequence[Key]) -> list[Finding]:
+    def score_batch(self, images: Sequence[Image], keys: Sequence[Key]) -> list[Finding]:
         """Findings of uint8 images (3, H, W), each with the detector of its key, in order.
 
         Images whose detectors share encoder and input size share encoder passes. An image must be as `prepare` makes
@@ -136,7 +140,7 @@ class DetectorBank(Generic[Key]):
         return self.score_loaded(images, [held[key] for key in keys])
 
     @torch.no_grad()
-    def score_loaded(self, images: Sequence[Tensor], detectors: Sequence[LoadedDetector]) -> list[Finding]:
+    def score_loaded(self, images: Sequence[Image], detectors: Sequence[LoadedDetector]) -> list[Finding]:
         """The same with detectors that this bank has loaded; nothing is read and nothing compiled."""
         with self._passing, torch_threads(self._runtime.torch_threads):
             items = [_Item.of(image, held) for image, held in zip(images, detectors, strict=True)]
@@ -217,8 +221,9 @@ class _Item:
     """Of its tiles, in order."""
 
     @classmethod
-    def of(cls, image_3HW: Tensor, held: LoadedDetector) -> _Item:
+    def of(cls, image: Image, held: LoadedDetector) -> _Item:
         """An image as the network is to see it."""
+        image_3HW = torch.as_tensor(image)
         layout = Layout.of((image_3HW.shape[1], image_3HW.shape[2]), held.detector.config.input)
         return cls(covered(image_3HW, held.detector.region_HW), held, layout)
 

@@ -12,8 +12,6 @@ from torch.nn import functional
 
 from cflow_ray.config import FlowConfig
 
-FREIA_VERSION = "0.2"
-"""The release whose likelihoods our checkpoints hold; FrEIA's git head computes others from the same weights."""
 _BLOCK = "flow.module_list.{}."
 
 

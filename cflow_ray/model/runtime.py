@@ -18,7 +18,6 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -31,6 +30,7 @@ from cflow_ray.config import Runtime as RuntimeName
 from cflow_ray.errors import ConfigError
 from cflow_ray.model.detector import Detector
 from cflow_ray.model.encoder_model import INPUT, EncoderModel, encoder_model, example_image
+from cflow_ray.model.extras import COMPILING, are_installed, check_runtime
 from cflow_ray.model.graph import DetectorGraph, Sizes
 from cflow_ray.model.onnx_graph import ModelStructure, values_of
 from cflow_ray.model.threads import torch_threads
@@ -120,9 +120,6 @@ class _GraphRuntime(ABC):
     name: RuntimeName
     takes_models = True
     torch_threads = 1
-    packages: tuple[str, ...]
-    """What must be installed; all of it comes with the extra."""
-    extra: str
     copies = 2.0
     """Of a detector's weights and biases in a compiled graph: as they are, and as its kernels want them."""
     _side_by_side: Executor | None = None
@@ -196,8 +193,6 @@ class OnnxRuntime(_GraphRuntime):
     """
 
     name: RuntimeName = "onnxruntime"
-    packages = ("onnx", "onnxruntime")
-    extra = "onnx"
     copies = 1.25  # most weights stay the detector's own: 62 MB a detector where OpenVINO takes 86, 20 of them its own
 
     def __init__(self) -> None:
@@ -237,8 +232,6 @@ class OpenVinoRuntime(_GraphRuntime):
     """OpenVINO's CPU plugin in float32, with as many threads as torch has now."""
 
     name: RuntimeName = "openvino"
-    packages = ("onnx", "openvino")
-    extra = "openvino"
 
     def __init__(self) -> None:
         super().__init__()
@@ -305,11 +298,10 @@ class AutoRuntime:
         return call
 
 
-_COMPILING: dict[str, type[OnnxRuntime] | type[OpenVinoRuntime]] = {
+_MAKERS: dict[str, type[OnnxRuntime] | type[OpenVinoRuntime]] = {
     "onnxruntime": OnnxRuntime,
     "openvino": OpenVinoRuntime,
 }
-"""Fastest first."""
 
 
 def open_runtime(name: RuntimeName, device: str = "cpu") -> Runtime:
@@ -318,28 +310,15 @@ def open_runtime(name: RuntimeName, device: str = "cpu") -> Runtime:
     `auto` is the fastest that is installed, and torch off the CPU.
     """
     check_runtime(name)
-    if name in _COMPILING:
+    if name in _MAKERS:
         if torch.device(device).type != "cpu":
             raise ConfigError(f"runtime {name} runs on the CPU, not on {device}. Use runtime torch.")
-        return _COMPILING[name]()
+        return _MAKERS[name]()
     if name == "auto" and torch.device(device).type == "cpu":
-        for runtime in _COMPILING.values():
-            if all(find_spec(package) is not None for package in runtime.packages):
-                return AutoRuntime(runtime())
+        for fastest, (packages, _) in COMPILING.items():
+            if are_installed(packages):
+                return AutoRuntime(_MAKERS[fastest]())
     return TorchRuntime()
-
-
-def check_runtime(name: RuntimeName) -> None:
-    """Raises ConfigError where what a runtime needs is not installed; imports nothing."""
-    if name in _COMPILING:
-        check_installed(f"runtime {name}", _COMPILING[name].packages, _COMPILING[name].extra)
-
-
-def check_installed(what: str, packages: Sequence[str], extra: str) -> None:
-    """Raises ConfigError where not all of the packages are there; the extra brings them. Imports nothing."""
-    missing = [package for package in packages if find_spec(package) is None]
-    if missing:
-        raise ConfigError(f"{what} needs {' and '.join(missing)}, not installed. Run: pip install 'cflow-ray[{extra}]'")
 
 
 def _each_by_itself(run: Run, inputs: Sequence[Tensor], side_by_side: Executor | None) -> list[Tensor]:

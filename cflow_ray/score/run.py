@@ -10,7 +10,7 @@ import ray.data
 from ray.data import ActorPoolStrategy, Dataset
 
 from cflow_ray.config import ScoreConfig
-from cflow_ray.model.runtime import check_runtime
+from cflow_ray.model.extras import check_runtime
 from cflow_ray.score.context import job_context, own_error
 from cflow_ray.score.job import Job
 from cflow_ray.score.plan import Span, plan_job

@@ -12,7 +12,7 @@ from typing import Any
 from cflow_ray.errors import DataError
 from cflow_ray.score.plan import Plan
 from cflow_ray.store.ahead import computed_ahead
-from cflow_ray.store.checkpoint import installed_packages
+from cflow_ray.store.manifest import installed_packages
 from cflow_ray.store.results import PartName, read_columns
 from cflow_ray.store.storage import Storage
 

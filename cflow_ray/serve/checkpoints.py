@@ -11,7 +11,7 @@ from functools import cached_property
 
 from cflow_ray.errors import CflowRayError, CheckpointError, MissingFileError
 from cflow_ray.model.scoring import Calibration
-from cflow_ray.store.checkpoint import Manifest
+from cflow_ray.store.manifest import Manifest
 from cflow_ray.store.registry import CheckpointKey, Pointer, Registry
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from ray.serve.schema import LoggingConfig
 
 from cflow_ray.config import ServeConfig, load_config
 from cflow_ray.errors import CheckpointError, ConfigError, ServingError
-from cflow_ray.model.runtime import check_runtime
+from cflow_ray.model.extras import check_runtime
 from cflow_ray.serve.access import VARIABLE, Access, asks_for_tokens, is_loopback
 from cflow_ray.serve.api import build_api
 from cflow_ray.serve.envelope import access_log

@@ -10,11 +10,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from cflow_ray.config import ServeConfig
 from cflow_ray.data.images import Frame, PreparedImage, prepare
-from cflow_ray.model.bank import LoadedDetector
+from cflow_ray.model.bank import Image, LoadedDetector
 from cflow_ray.model.detector import Finding
 from cflow_ray.model.device import prepared_device
 from cflow_ray.model.verdict import Verdict, judge
@@ -86,7 +84,7 @@ class ScoringService:
         self._bank = self._registry.bank(config.capacity_mb * 2**20, device, config.runtime)
         self.checkpoints = ServedCheckpoints(self._registry, self._check, self.metrics.reloaded)
         self._loading = Loading(self._bank)
-        self._batcher: Batcher[tuple[LoadedDetector, Tensor], Finding] = Batcher(
+        self._batcher: Batcher[tuple[LoadedDetector, Image], Finding] = Batcher(
             self._score_batch, config.batch_size, self.metrics.batch_images.observe
         )
         # Few, as more would only take turns; apart, as what is scored should not wait for what came later.
@@ -178,7 +176,7 @@ class ScoringService:
             overlay_png = overlay_picture(content, image, finding.map_HW, verdict.threshold, self.config.max_pixels)
         return verdict, map_png, overlay_png
 
-    def _score_batch(self, items: Sequence[tuple[LoadedDetector, Tensor]]) -> list[Finding]:
+    def _score_batch(self, items: Sequence[tuple[LoadedDetector, Image]]) -> list[Finding]:
         return self._bank.score_loaded([image for _, image in items], [held for held, _ in items])
 
     def _count(self, served: ServedCheckpoint, verdict: Verdict, timings: Timings) -> None:

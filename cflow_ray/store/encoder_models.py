@@ -27,11 +27,11 @@ _DIGEST = "digest"
 _LEVEL = "level_{}"
 
 
-def model_path(folder: str, config: EncoderConfig, weights_digest: str, size: tuple[int, int]) -> str:
+def model_path(config: EncoderConfig, weights_digest: str, size: tuple[int, int]) -> str:
     """Where the model of an encoder lies; what it depends on names it."""
     network = [_FORMAT, size, config.model_dump(mode="json", exclude={"weights"})]
     name = hashlib.sha256(json.dumps(network, sort_keys=True).encode()).hexdigest()[:16]
-    return f"{folder}/{weights_digest}/{name}.safetensors"
+    return f"{weights_digest}/{name}.safetensors"
 
 
 def write_model(storage: Storage, path: str, model: EncoderModel) -> None:

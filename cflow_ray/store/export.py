@@ -9,10 +9,10 @@ from cflow_ray import __version__
 from cflow_ray.config import ExportConfig
 from cflow_ray.errors import ConfigError
 from cflow_ray.model.export import PACKAGES, export_onnx
+from cflow_ray.model.extras import check_installed
 from cflow_ray.model.onnx_graph import OPSET
-from cflow_ray.model.runtime import check_installed
 from cflow_ray.model.scoring import Calibration
-from cflow_ray.store.checkpoint import Manifest
+from cflow_ray.store.manifest import Manifest
 from cflow_ray.store.registry import Registry
 from cflow_ray.store.storage import Storage, split_uri
 

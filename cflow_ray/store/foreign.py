@@ -19,7 +19,7 @@ from cflow_ray.config import Channels, FlowConfig, Resampling
 from cflow_ray.errors import CheckpointError
 from cflow_ray.model.encoder import levels_behind
 from cflow_ray.model.parameters import block_state, halves, state_shapes
-from cflow_ray.store.checkpoint import describe_damage
+from cflow_ray.store.manifest import describe_damage
 from cflow_ray.store.weights import read_plain
 
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}

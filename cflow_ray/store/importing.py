@@ -15,8 +15,8 @@ from cflow_ray.model.encoder import Encoder
 from cflow_ray.model.fitted import Fitted
 from cflow_ray.model.flow import Decoder
 from cflow_ray.model.scoring import Calibration
-from cflow_ray.store.checkpoint import Manifest
 from cflow_ray.store.foreign import ForeignCheckpoint, of_later_freia, parse_foreign
+from cflow_ray.store.manifest import Manifest
 from cflow_ray.store.registry import Registry, check_category_name
 from cflow_ray.store.storage import Storage, split_uri
 

@@ -33,7 +33,7 @@ from cflow_ray.model.progress import FitProgress
 from cflow_ray.model.scoring import Calibration
 from cflow_ray.model.seeds import category_seed
 from cflow_ray.model.team import SOLO, Team, share_of
-from cflow_ray.store.checkpoint import Manifest, installed_packages
+from cflow_ray.store.manifest import Manifest, installed_packages
 from cflow_ray.store.registry import Registry
 from cflow_ray.store.savepoints import StoredSavepoints
 from cflow_ray.store.storage import Storage, split_uri

@@ -13,7 +13,7 @@ from cflow_ray.config import Promotion
 from cflow_ray.errors import CheckpointError
 from cflow_ray.model.calibration import held_out_likelihood
 from cflow_ray.model.features import Features
-from cflow_ray.store.checkpoint import Manifest
+from cflow_ray.store.manifest import Manifest
 from cflow_ray.store.registry import Registry
 
 

@@ -42,7 +42,7 @@ def score_test_images(
 def _preview(detector: Detector, root: Storage, tested: TestImage, finding: Finding) -> bytes:
     sample, image = tested
     return heat_map_panel(
-        image.pixels_3HW.permute(1, 2, 0).numpy(),
+        image.pixels_3HW.transpose(1, 2, 0),
         finding.map_HW,
         detector.calibration.scores[-1],
         read_mask(root, sample, finding.map_HW.shape, image.window),

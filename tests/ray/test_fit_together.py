@@ -10,7 +10,7 @@ import pytest
 from cflow_ray.config import FitConfig
 from cflow_ray.errors import ConfigError
 from cflow_ray.model.threads import torch_threads
-from cflow_ray.store.checkpoint import Manifest
+from cflow_ray.store.manifest import Manifest
 from cflow_ray.store.registry import Registry
 from cflow_ray.store.storage import Storage
 from cflow_ray.train.category import fit_category

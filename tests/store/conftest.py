@@ -16,7 +16,7 @@ from cflow_ray.model.encoder import Encoder
 from cflow_ray.model.fitted import Fitted
 from cflow_ray.model.flow import Decoder
 from cflow_ray.model.scoring import Calibration
-from cflow_ray.store.checkpoint import Manifest
+from cflow_ray.store.manifest import Manifest
 from cflow_ray.store.registry import Registry
 from cflow_ray.store.storage import Storage
 

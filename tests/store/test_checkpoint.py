@@ -22,14 +22,8 @@ from cflow_ray.errors import CheckpointError, StorageError
 from cflow_ray.model.fitted import Fitted
 from cflow_ray.model.flow import Decoder
 from cflow_ray.model.scoring import Calibration
-from cflow_ray.store.checkpoint import (
-    FORMAT_VERSION,
-    Manifest,
-    load_checkpoint,
-    load_fitted,
-    read_manifest,
-    save_checkpoint,
-)
+from cflow_ray.store.checkpoint import load_checkpoint, load_fitted, save_checkpoint
+from cflow_ray.store.manifest import FORMAT_VERSION, Manifest, read_manifest
 from cflow_ray.store.storage import Storage
 
 CHANNELS = (6, 5)

@@ -150,7 +150,7 @@ def test_an_encoder_that_cannot_be_exported_is_not_kept(
     def refuse(encoder: Encoder, size: tuple[int, int]) -> EncoderModel:
         raise RuntimeError("no such operation")
 
-    monkeypatch.setattr("cflow_ray.store.registry.encoder_model", refuse)
+    monkeypatch.setattr("cflow_ray.store.encoders.encoder_model", refuse)
     registry.add_encoder_model(encoder, "0" * 64, SIZE)
     assert registry.storage.files("_encoders") == []
 

@@ -32,8 +32,8 @@ from cflow_ray.model.initialisation import initialise_from_data
 from cflow_ray.model.scoring import Calibration
 from cflow_ray.model.tiling import Layout
 from cflow_ray.model.verdict import judge
-from cflow_ray.store.checkpoint import Manifest
 from cflow_ray.store.export import export_version
+from cflow_ray.store.manifest import Manifest
 from cflow_ray.store.registry import Registry
 from cflow_ray.store.storage import Storage, split_uri
 

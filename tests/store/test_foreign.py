@@ -197,7 +197,7 @@ def features_of(registry: Registry, version: str, photograph: np.ndarray) -> lis
     """What the imported version sees of an image, with the encoder that the registry holds."""
     manifest = registry.manifest("screw", version)
     encoder = registry.encoder(manifest.detector.encoder, manifest.encoder_digest)
-    return encoder(prepare(png(photograph), manifest.detector.input).pixels_3HW[None])
+    return encoder(torch.from_numpy(prepare(png(photograph), manifest.detector.input).pixels_3HW)[None])
 
 
 def assert_features(found: list[Tensor], expected: list[Tensor]) -> None:
@@ -234,7 +234,8 @@ def test_an_image_that_has_to_be_resized_differs_from_anomalibs_by_rounding_only
     """anomalib resizes in floating point, here pixels stay whole numbers."""
     found, registry = imported(anomalib_checkpoint(anomalib.network, anomalib.decoders))
     photograph = skimage.data.astronaut()
-    ours = prepare(png(photograph), registry.manifest("screw", found.version).detector.input).pixels_3HW
+    prepared = prepare(png(photograph), registry.manifest("screw", found.version).detector.input)
+    ours = torch.from_numpy(prepared.pixels_3HW)
     theirs = transforms_functional.resize(transforms_functional.to_tensor(photograph), RESIZE["size"], antialias=True)
     assert (ours - 255 * theirs).abs().max() <= 1
 

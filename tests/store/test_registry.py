@@ -16,7 +16,7 @@ from torch import Tensor
 from cflow_ray.config import EncoderConfig
 from cflow_ray.errors import CflowRayError, CheckpointError, StorageError
 from cflow_ray.model.fitted import Fitted
-from cflow_ray.store.checkpoint import FORMAT_VERSION, Manifest
+from cflow_ray.store.manifest import FORMAT_VERSION, Manifest
 from cflow_ray.store.registry import Pointer, Registry, check_category_name
 from cflow_ray.store.storage import Storage
 

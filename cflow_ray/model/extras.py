@@ -1,0 +1,33 @@
+"""What a runtime needs besides the core's packages, looked up without importing any of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+from cflow_ray.config import Runtime
+from cflow_ray.errors import ConfigError
+
+COMPILING: dict[Runtime, tuple[tuple[str, ...], str]] = {
+    "onnxruntime": (("onnx", "onnxruntime"), "onnx"),
+    "openvino": (("onnx", "openvino"), "openvino"),
+}
+"""Runtimes that compile, fastest first: the packages they need, and the extra that brings all of them."""
+
+
+def are_installed(packages: Sequence[str]) -> bool:
+    """Whether all of the packages are there."""
+    return all(find_spec(package) is not None for package in packages)
+
+
+def check_runtime(name: Runtime) -> None:
+    """Raises ConfigError where what a runtime needs is not installed."""
+    if name in COMPILING:
+        check_installed(f"runtime {name}", *COMPILING[name])
+
+
+def check_installed(what: str, packages: Sequence[str], extra: str) -> None:
+    """Raises ConfigError where not all of the packages are there; the extra brings them."""
+    missing = [package for package in packages if find_spec(package) is None]
+    if missing:
+        raise ConfigError(f"{what} needs {' and '.join(missing)}, not installed. Run: pip install 'cflow-ray[{extra}]'")
