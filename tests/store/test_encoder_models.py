@@ -107,7 +107,7 @@ def test_a_process_that_scores_imports_neither_timm_nor_freia(
     registry.add_encoder_model(encoder, digest_of(registry, key), SIZE)
     code = f"""
 import sys, torch
-import cflow_ray.score.stages, cflow_ray.serve.service
+import cflow_ray.score.scorer, cflow_ray.serve.service
 from cflow_ray.store.registry import Registry
 from cflow_ray.store.storage import Storage
 bank = Registry(Storage({registry.storage.uri!r})).bank(runtime="onnxruntime")
