@@ -22,14 +22,16 @@ def main() -> None:
     flags.add_argument("--recipe", default="fast", help="our recipe")
     flags.add_argument("--images", type=int, default=200, help="training images")
     flags.add_argument("--epochs", type=int, default=20, help="most epochs of the peer")
-    flags.add_argument("--reuse-peer", action="store_true", help="take the peer's epochs from the last result")
+    kept = flags.add_mutually_exclusive_group()
+    kept.add_argument("--reuse-peer", action="store_true", help="take the peer's epochs from the last result")
+    kept.add_argument("--peer-log", type=Path, help="take them from what a run that was cut off wrote to stderr")
     options = parse(flags)
     train, test = (16, 3) if options.quick else (options.images, 10**6)
     options.epochs = 1 if options.quick else options.epochs
     with tempfile.TemporaryDirectory() as folder:
         images = gather(Path(folder), train, test, options.data)
         ours = _fit_ours(Path(folder), images, options)
-        peer = _kept_peer() if options.reuse_peer else _fit_peer(Path(folder), images, options)
+        peer = _kept_peer(options) or _fit_peer(Path(folder), images, options)
         publish(_result(ours, peer, images, options), options, {"ours": ours, "peer": peer})
 
 
@@ -47,9 +49,15 @@ def _fit_peer(work: Path, images: Images, options: Namespace) -> dict[str, Any]:
     return run_side(ANOMALIB, "peer.fitting", options.threads, **place, **settings)
 
 
-def _kept_peer() -> dict[str, Any]:
-    kept: dict[str, Any] = json.loads((RESULTS / "fit.json").read_text(encoding="utf-8"))["detail"]["peer"]
-    return kept
+def _kept_peer(options: Namespace) -> dict[str, Any] | None:
+    """The peer's epochs of an earlier run, where one is wanted."""
+    if options.peer_log:
+        lines = options.peer_log.read_text(encoding="utf-8").splitlines()
+        return {"epochs": [json.loads(line) for line in lines if line.startswith('{"epoch"')]}
+    if options.reuse_peer:
+        kept: dict[str, Any] = json.loads((RESULTS / "fit.json").read_text(encoding="utf-8"))["detail"]["peer"]
+        return kept
+    return None
 
 
 def _result(ours: dict[str, Any], peer: dict[str, Any], images: Images, options: Namespace) -> dict[str, Any]:
@@ -75,7 +83,7 @@ def _result(ours: dict[str, Any], peer: dict[str, Any], images: Images, options:
             "ratio_at_equal_pixel_auroc": _ratio(_first_as_good(epochs, ours, "pixel_auroc"), ours),
             "ratio_at_early_stop": _ratio(stop, ours),
             "wall_s": [ours["wall"], counted["wall"]],
-            "peer_reused": options.reuse_peer,
+            "peer_reused": options.reuse_peer or options.peer_log is not None,
         },
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 from pathlib import Path
@@ -35,7 +36,7 @@ class Trajectory(Callback):
         self._meter.stop()
         epoch = {"epoch": trainer.current_epoch + 1, **self._meter.as_dict(), **self._test(pl_module)}
         self.epochs.append(epoch)
-        print(epoch, file=sys.stderr, flush=True)
+        print(json.dumps(epoch), file=sys.stderr, flush=True)
 
     @torch.no_grad()
     def _test(self, module: Any) -> dict[str, float]:
