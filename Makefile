@@ -39,7 +39,7 @@ serve: install  ## serve the demo's checkpoints (made first if they are missing)
 test: install browser  ## run the tests
 	$(BIN)/python -m pytest
 
-test-real: install  ## the slow tests: fit the real inspection data beside the checkout, kill a scoring job thirty times (half an hour)
+test-real: install  ## the slow tests: real inspection data beside the checkout, a scoring job killed thirty times, moto (half an hour)
 	$(BIN)/python -m pytest -m slow -s
 
 check: install browser  ## lint, types, import contract, tests

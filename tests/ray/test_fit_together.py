@@ -90,6 +90,7 @@ def test_a_worker_of_two_is_killed_and_the_fit_goes_on(
     assert_same_model(manifest(tmp_path), of_one)
 
 
+@pytest.mark.slow  # three groups of two; that a lone worker's deaths count is in test_fit_faults.py
 def test_a_category_whose_workers_die_twice_is_set_aside(cluster: None, data: Path, tmp_path: Path) -> None:
     def in_hand(status: QueueStatus) -> bool:
         return status.in_hand.get("brick") is not None

@@ -28,7 +28,11 @@ SIDE = "96"
 
 @pytest.mark.parametrize(
     "place",
-    ["local", pytest.param("moto", marks=pytest.mark.s3), pytest.param("swift", marks=pytest.mark.s3)],
+    [
+        "local",
+        pytest.param("moto", marks=[pytest.mark.s3, pytest.mark.slow]),  # tests/store holds both stores to the same
+        pytest.param("swift", marks=pytest.mark.s3),
+    ],
     indirect=True,
 )
 def test_the_whole_job_gives_one_score_on_four_paths(place: Place, miniature: Path):
