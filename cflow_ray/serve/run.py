@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 from types import TracebackType
 from typing import Any, Self
@@ -29,6 +30,8 @@ log = logging.getLogger(__name__)
 _APP = "cflow-ray"
 _MOST_REQUESTS = 1024  # in one replica, waiting ones included; the service refuses before that
 _BUSY = 0.5  # of a full batch: requests of a replica, in the mean, from where on another is worth its start
+PATIENT_PROXY = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
+"""Ray kills a proxy that is not there after 5 seconds, which on a busy node is before it has begun."""
 _DRAIN_SECONDS = 5  # beyond the deadline of the last request, for its answer to leave
 
 
@@ -106,12 +109,11 @@ class Server:
         application = build_app(config.model_dump())
         port = config.port or _free_port(config.host)
         _refuse_taken_port(config.host, port)
+        for name, value in PATIENT_PROXY.items():
+            os.environ.setdefault(name, value)  # of a cluster that starts here; one that is joined has its own
         ray.init(**config.cluster.init_arguments())
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
-        serve.start(
-            http_options=HTTPOptions(host=config.host, port=port),
-            logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
-        )
+        _start_serve(config.host, port)
         try:
             self.handle: DeploymentHandle = serve.run(application, name=_APP, route_prefix="/")
         except RuntimeError as error:
@@ -131,6 +133,20 @@ class Server:
         """Stop serving once what was begun is answered; the Ray cluster goes on."""
         serve.delete(_APP)  # which waits for the replicas; a shutdown alone does not
         serve.shutdown()
+
+
+def _start_serve(host: str, port: int) -> None:
+    try:
+        serve.start(
+            http_options=HTTPOptions(host=host, port=port),
+            logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
+        )
+    except (TimeoutError, ray.exceptions.RayActorError) as error:
+        serve.shutdown()
+        raise ServingError(
+            f"Ray's HTTP proxy did not start within a minute: {str(error).partition(chr(10))[0]}. The node is too busy, or "
+            "short of memory; see what else runs on it and start again."
+        ) from error
 
 
 def _free_port(host: str) -> int:

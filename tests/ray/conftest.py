@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 import ray
 
+from cflow_ray.serve.run import PATIENT_PROXY
+
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
     """The session's only Ray cluster in this process."""
+    os.environ.update(PATIENT_PROXY)
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
