@@ -77,7 +77,7 @@ def prepare(content: bytes, config: InputConfig, max_pixels: int = MAX_PIXELS) -
     height, width = _target(frame, config)
     left, top, right, bottom = frame[0], frame[1], frame[0] + frame[2], frame[1] + frame[3]
     resized = image.resize((width, height), _FILTERS[config.resampling], box=(left, top, right, bottom))
-    pixels_3HW = np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))
+    pixels_3HW = np.asarray(resized).transpose(2, 0, 1).copy()  # contiguous, and writable, which torch wants
     return PreparedImage(pixels_3HW, image.width, image.height, frame)
 
 

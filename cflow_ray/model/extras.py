@@ -17,7 +17,7 @@ COMPILING: dict[Runtime, tuple[tuple[str, ...], str]] = {
 
 def are_installed(packages: Sequence[str]) -> bool:
     """Whether all of the packages are there."""
-    return all(find_spec(package) is not None for package in packages)
+    return not _missing(packages)
 
 
 def check_runtime(name: Runtime) -> None:
@@ -28,6 +28,9 @@ def check_runtime(name: Runtime) -> None:
 
 def check_installed(what: str, packages: Sequence[str], extra: str) -> None:
     """Raises ConfigError where not all of the packages are there; the extra brings them."""
-    missing = [package for package in packages if find_spec(package) is None]
-    if missing:
+    if missing := _missing(packages):
         raise ConfigError(f"{what} needs {' and '.join(missing)}, not installed. Run: pip install 'cflow-ray[{extra}]'")
+
+
+def _missing(packages: Sequence[str]) -> list[str]:
+    return [package for package in packages if find_spec(package) is None]

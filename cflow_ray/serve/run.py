@@ -30,9 +30,9 @@ log = logging.getLogger(__name__)
 _APP = "cflow-ray"
 _MOST_REQUESTS = 1024  # in one replica, waiting ones included; the service refuses before that
 _BUSY = 0.5  # of a full batch: requests of a replica, in the mean, from where on another is worth its start
+_DRAIN_SECONDS = 5  # beyond the deadline of the last request, for its answer to leave
 PATIENT_PROXY = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
 """Ray kills a proxy that is not there after 5 seconds, which on a busy node is before it has begun."""
-_DRAIN_SECONDS = 5  # beyond the deadline of the last request, for its answer to leave
 
 
 class Replica(ScoringService):

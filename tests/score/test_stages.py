@@ -11,9 +11,9 @@ from cflow_ray.store.storage import Storage
 
 PROGRAM = """
 import sys
+import cflow_ray.score.run  # as the driver does
 from cflow_ray.config import ScoreConfig
 from cflow_ray.score.plan import plan_job
-from cflow_ray.score.run import pipeline
 from cflow_ray.score.spans import pending
 from cflow_ray.score.stages import ReadSpan, ScoreChunk
 from cflow_ray.store.results import finished_parts
