@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +14,9 @@ from cflow_ray.config import DetectorConfig
 from cflow_ray.errors import FitError
 from cflow_ray.model.context import ALONE, FitContext, State
 from cflow_ray.model.fibres import Fibres
+from cflow_ray.model.fitted_parameters import FittedParameters
 from cflow_ray.model.flow import Decoder
+from cflow_ray.model.gradient import Gradient, GradientByAutograd, GradientByHand
 from cflow_ray.model.grouped import grouped_likelihood
 from cflow_ray.model.initialisation import initialise_from_data
 from cflow_ray.model.progress import FitProgress
@@ -103,9 +104,10 @@ class Descent:
         self._fibres = fibres
         self._schedule = schedule
         self._generator = generator
-        self._precision = precision
         self._team = team
-        self._optimiser = torch.optim.Adam(_fitted_parameters(decoder), lr=schedule.rate, fused=True)
+        self._parameters = FittedParameters(decoder)
+        self._gradient = _gradient(decoder, self._parameters, precision)
+        self._optimiser = torch.optim.Adam([self._parameters.vector], lr=schedule.rate, fused=True)
 
     def step(self) -> Tensor:
         """Take the next step; its loss, before it."""
@@ -113,8 +115,10 @@ class Descent:
         fibres_tpC, condition_pD = self._fibres.draw(self._schedule.fibres, self._generator, self._schedule.positions)
         self.taken += 1
         mine = own_share(self._team)  # of the positions: each one's condition is computed once
-        likelihood_tp = grouped_likelihood(self._decoder, fibres_tpC[:, mine], condition_pD[mine], self._precision)
-        return _step(self._optimiser, likelihood_tp, fibres_tpC[..., 0].numel(), self._team)
+        loss = self._gradient.loss(fibres_tpC[:, mine], condition_pD[mine], of=fibres_tpC[..., 0].numel())
+        self._team.add_up([loss, self._parameters.vector_gradient])
+        self._optimiser.step()
+        return loss
 
     @property
     def rate(self) -> float:
@@ -227,7 +231,7 @@ class _Best:
     def look(self) -> None:
         nll = -float(grouped_likelihood(self._decoder, *self._held_out).mean())
         if nll < self.nll:
-            self.nll, self._state = nll, copy.deepcopy(self._decoder.state_dict())
+            self.nll, self._state = nll, {name: of.clone() for name, of in self._decoder.state_dict().items()}
 
     def state(self) -> State:
         return {"nll": torch.tensor(self.nll, dtype=torch.float64)} | {
@@ -242,6 +246,13 @@ class _Best:
             raise FitError(f"the held-out likelihood was never finite at {self._level}; its features cannot be fitted.")
         self._decoder.load_state_dict(self._state)
         return self._decoder
+
+
+def _gradient(decoder: Decoder, parameters: FittedParameters, precision: torch.dtype) -> Gradient:
+    """By hand where the networks keep the parameters' precision."""
+    if precision == parameters.vector.dtype:
+        return GradientByHand(decoder, parameters)
+    return GradientByAutograd(decoder, parameters, precision)
 
 
 def _step(optimiser: torch.optim.Optimizer, likelihood: Tensor, fibres: int, team: Team) -> Tensor:
