@@ -12,7 +12,7 @@ from cflow_ray.data.images import PreparedImage
 from cflow_ray.data.loading import load_images
 from cflow_ray.data.samples import Sample
 from cflow_ray.errors import ImageError
-from cflow_ray.model.encoder import Encoder
+from cflow_ray.model.encoder_model import CompiledEncoder
 from cflow_ray.model.features import Features, Keep, encode
 from cflow_ray.model.tiling import Layout
 from cflow_ray.store.storage import Storage
@@ -41,7 +41,7 @@ class CategoryImages:
     def encoded(
         self,
         samples: Iterable[Sample],
-        encoder: Encoder,
+        encoder: CompiledEncoder,
         copies: Copies,
         keep: Keep,
         region_HW: Tensor | None = None,

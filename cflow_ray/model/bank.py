@@ -16,10 +16,10 @@ from torch import Tensor
 
 from cflow_ray.config import EncoderConfig
 from cflow_ray.model.detector import Detector, Finding
-from cflow_ray.model.encoder_model import EncoderModel
+from cflow_ray.model.encoder_model import CompiledEncoder, EncoderModel
 from cflow_ray.model.graph import Sizes
 from cflow_ray.model.region import covered
-from cflow_ray.model.runtime import CompiledDetector, CompiledEncoder, Runtime, TorchRuntime
+from cflow_ray.model.runtime import CompiledDetector, Runtime, TorchRuntime
 from cflow_ray.model.threads import torch_threads
 from cflow_ray.model.tiling import Layout
 

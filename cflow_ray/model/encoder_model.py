@@ -7,6 +7,7 @@ reading its model takes 0.2 and 40.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,9 @@ from cflow_ray.model.threads import torch_threads
 
 if TYPE_CHECKING:
     from cflow_ray.model.encoder import Encoder
+
+CompiledEncoder = Callable[[Tensor], list[Tensor]]
+"""uint8 images (B, 3, H, W) to the levels (B, C_l, h_l, w_l) of their pyramid: an Encoder, or what is as good."""
 
 INPUT = "images"
 

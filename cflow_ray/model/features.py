@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cflow_ray.errors import FitError
-from cflow_ray.model.encoder import Encoder
+from cflow_ray.model.encoder_model import CompiledEncoder
 from cflow_ray.model.region import covered
 from cflow_ray.model.tiling import Layout
 
@@ -87,7 +87,7 @@ class Features:
 
 
 def encode(
-    encoder: Encoder,
+    encoder: CompiledEncoder,
     images: Iterable[tuple[Tensor, Layout]],
     copies: Callable[[Tensor], Sequence[Tensor]] = lambda image: (),
     keep: Keep = lambda rows: rows,

@@ -29,7 +29,7 @@ from torch import Tensor
 from cflow_ray.config import Runtime as RuntimeName
 from cflow_ray.errors import ConfigError
 from cflow_ray.model.detector import Detector
-from cflow_ray.model.encoder_model import INPUT, EncoderModel, encoder_model, example_image
+from cflow_ray.model.encoder_model import INPUT, CompiledEncoder, EncoderModel, encoder_model, example_image
 from cflow_ray.model.extras import COMPILING, are_installed, check_runtime
 from cflow_ray.model.graph import DetectorGraph, Sizes
 from cflow_ray.model.onnx_graph import ModelStructure, values_of
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CompiledEncoder = Callable[[Tensor], list[Tensor]]
-"""uint8 images (B, 3, H, W) to the levels (B, C_l, h_l, w_l) of their pyramid."""
 Run = Callable[[Sequence[NDArray[Any]]], Sequence[NDArray[np.float32]]]
 """One image's inputs to its outputs, each with a first axis of 1; the outputs hold until the next call."""
 
@@ -319,6 +317,14 @@ def open_runtime(name: RuntimeName, device: str = "cpu") -> Runtime:
             if are_installed(packages):
                 return AutoRuntime(_MAKERS[fastest]())
     return TorchRuntime()
+
+
+def compiled_encoder(
+    runtime: Runtime, encoder: Encoder, model: EncoderModel | None, size: tuple[int, int]
+) -> CompiledEncoder:
+    """A function equal to the encoder for images of one size, from its model where there is one."""
+    compiled = runtime.compile_model(model) if model is not None else None
+    return compiled or runtime.compile_encoder(encoder, size)
 
 
 def _each_by_itself(run: Run, inputs: Sequence[Tensor], side_by_side: Executor | None) -> list[Tensor]:

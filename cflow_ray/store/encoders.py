@@ -60,18 +60,18 @@ class EncoderStore:
             self._storage.write(path, content)
         return name
 
-    def add_model(self, encoder: Encoder, weights_digest: str, size: tuple[int, int]) -> None:
-        """Keep the model of an encoder for one input size, where it can be made and is not there yet."""
-        path = model_path(encoder.config, weights_digest, size)
-        if self._storage.is_file(path):
-            return
+    def add_model(self, encoder: Encoder, weights_digest: str, size: tuple[int, int]) -> EncoderModel | None:
+        """Keep the model of an encoder for one input size, where it can be made and is not there yet; returns it."""
+        if (kept := self.model(encoder.config, weights_digest, size)) is not None:
+            return kept
         try:
             check_installed("keeping an encoder's model", ("onnx",), "onnx")
             model = encoder_model(encoder, size)
-        except Exception as error:  # the exporter raises what it likes; scoring does without
+        except Exception as error:  # the exporter raises what it likes; all that encode do without
             log.info("%s is not kept as a model: %s", encoder.config.name, error)
-            return
-        write_model(self._storage, path, model)
+            return None
+        write_model(self._storage, model_path(encoder.config, weights_digest, size), model)
+        return model
 
 
 def _weights_path(weights_digest: str) -> str:

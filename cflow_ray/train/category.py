@@ -23,6 +23,7 @@ from cflow_ray.evaluation.figures import Metrics
 from cflow_ray.model.augmentation import altered_copies
 from cflow_ray.model.context import FitContext, Savepoints, SharedSavepoints
 from cflow_ray.model.encoder import Encoder
+from cflow_ray.model.encoder_model import CompiledEncoder
 from cflow_ray.model.features import Features
 from cflow_ray.model.fitted import Fitted
 from cflow_ray.model.fitting import fit_detector
@@ -30,9 +31,11 @@ from cflow_ray.model.flow import Decoder
 from cflow_ray.model.partition import Split, splits_of
 from cflow_ray.model.pooling import pooled
 from cflow_ray.model.progress import FitProgress
+from cflow_ray.model.runtime import compiled_encoder, open_runtime
 from cflow_ray.model.scoring import Calibration
 from cflow_ray.model.seeds import category_seed
 from cflow_ray.model.team import SOLO, Team, share_of
+from cflow_ray.store.digest import digest
 from cflow_ray.store.manifest import Manifest, installed_packages
 from cflow_ray.store.registry import Registry
 from cflow_ray.store.savepoints import StoredSavepoints
@@ -79,6 +82,7 @@ class _Fit:
         self._registry = Registry(Storage(site.registry, site.storage_options))
         self._weights = read_weights(task.detector.encoder, site.storage_options)
         self._encoder = Encoder(task.detector.encoder, self._weights)
+        self._encoder_digest = digest(self._weights)
         self._images = CategoryImages(self._data.root, task.detector)
 
     def run(self) -> Outcome:
@@ -139,12 +143,17 @@ class _Fit:
             self._report(meter.encoded())
             return altered_copies(image_3HW, self._task.detector.augmentation, self._shared_seed)
 
-        own = self._images.encoded(share_of(normals, self._team), self._encoder, copies, cache.keep, region_HW)
+        own = self._images.encoded(share_of(normals, self._team), self._fast_encoder(), copies, cache.keep, region_HW)
         for notes in self._team.gather(self._images.unreadable):
             self._images.unreadable |= notes
         ranks = [number % self._team.size for number in range(len(normals))]
         readable = [sample.image not in self._images.unreadable for sample in normals]
         return pooled(own, list(compress(ranks, readable)), self._team, cache.keep)
+
+    def _fast_encoder(self) -> CompiledEncoder:
+        """The encoder as the archive job has it by default: its model in the registry, compiled."""
+        model = self._registry.add_encoder_model(self._encoder, self._encoder_digest, self._task.detector.size)
+        return compiled_encoder(open_runtime("auto"), self._encoder, model, self._task.detector.size)
 
     def _region(self) -> Tensor | None:
         """The region of interest at the input's size; DataError where it is unreadable or empty."""
@@ -202,15 +211,14 @@ class _Fit:
         """Evaluate and write a version; its manifest. Images were first read or, for a later seed, fitted at `start`."""
         test_images = self._images.readable(self._data.of(self._task.category, TEST))
         findings, attachments = score_test_images(fitted.detector(), self._encoder, self._data.root, test_images)
-        encoder_digest = self._registry.add_encoder(self._weights)
-        self._registry.add_encoder_model(self._encoder, encoder_digest, fitted.config.size)
+        self._registry.add_encoder(self._weights)
 
         def describe(version: str) -> Manifest:
             return Manifest(
                 category=self._task.category,
                 version=version,
                 detector=fitted.config,
-                encoder_digest=encoder_digest,
+                encoder_digest=self._encoder_digest,
                 channels=self._encoder.channels,
                 peaks=fitted.calibration.peaks,
                 calibration_scores=fitted.calibration.scores,

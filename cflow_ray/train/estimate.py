@@ -13,10 +13,12 @@ import torch
 from cflow_ray.config import DetectorConfig
 from cflow_ray.model.descent import Descent, fitting_precision
 from cflow_ray.model.encoder import Encoder
+from cflow_ray.model.encoder_model import CompiledEncoder
 from cflow_ray.model.features import Features, encode
 from cflow_ray.model.fibres import Fibres
 from cflow_ray.model.flow import Decoder
 from cflow_ray.model.recipes import LevelSchedule
+from cflow_ray.model.runtime import open_runtime
 from cflow_ray.model.seeds import seeded
 from cflow_ray.model.threads import torch_threads
 from cflow_ray.model.tiling import Layout
@@ -61,7 +63,8 @@ class _Trial:
 
     def __init__(self, config: DetectorConfig, storage_options: Mapping[str, Any]) -> None:
         self._config = config
-        encoder = Encoder(config.encoder, read_weights(config.encoder, storage_options))
+        network = Encoder(config.encoder, read_weights(config.encoder, storage_options))
+        encoder = open_runtime("auto").compile_encoder(network, config.size)  # as a fit has it
         _features(encoder, config)  # the first pass is slower than all others
         start = time.perf_counter()
         self._features = _features(encoder, config)
@@ -93,7 +96,7 @@ class _Trial:
         return Descent(decoder, fibres, schedule, generator, fitting_precision(self._config))
 
 
-def _features(encoder: Encoder, config: DetectorConfig) -> Features:
+def _features(encoder: CompiledEncoder, config: DetectorConfig) -> Features:
     generator = seeded(0, "images")
     shape = (_TRIAL_IMAGES, 3, *config.size)
     images_I3HW = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
