@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from argparse import Namespace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from benchmarks.images import Images, gather
@@ -14,54 +16,68 @@ from benchmarks.report import RESULTS, publish, significant
 from benchmarks.sides import ANOMALIB, OURS, run_side
 
 _PATIENCE = 2
+_PRICED_EPOCHS = 3
+_SAME_AUROC = 2e-3
+
+Epoch = dict[str, float]
 
 
 def main() -> None:
-    """Fit ours, then the peer epoch by epoch; the ratio is at the peer's first epoch that is as good."""
+    """Fit ours with several seeds, then the peer epoch by epoch; the ratio is at its first epoch that is as good."""
     flags = parser("fit one category to equal image AUROC")
     flags.add_argument("--recipe", default="fast", help="our recipe")
     flags.add_argument("--images", type=int, default=200, help="training images")
-    flags.add_argument("--epochs", type=int, default=20, help="most epochs of the peer")
-    kept = flags.add_mutually_exclusive_group()
-    kept.add_argument("--reuse-peer", action="store_true", help="take the peer's epochs from the last result")
-    kept.add_argument("--peer-log", type=Path, help="take them from what a run that was cut off wrote to stderr")
+    flags.add_argument("--epochs", type=int, default=40, help="most epochs of the peer")
+    flags.add_argument(
+        "--reuse-peer",
+        action="store_true",
+        help=f"take the peer's AUROCs from the last result, and what they cost from {_PRICED_EPOCHS} epochs run now",
+    )
     options = parse(flags)
     train, test = (16, 3) if options.quick else (options.images, 10**6)
     options.epochs = 1 if options.quick else options.epochs
     with tempfile.TemporaryDirectory() as folder:
         images = gather(Path(folder), train, test, options.data)
-        ours = _fit_ours(Path(folder), images, options)
-        peer = _kept_peer(options) or _fit_peer(Path(folder), images, options)
-        publish(_result(ours, peer, images, options), options, {"ours": ours, "peer": peer})
+        ours = [_fit_ours(Path(folder), images, options, seed) for seed in range(options.rounds)]
+        epochs = _repriced_peer(Path(folder), images, options) if options.reuse_peer else None
+        epochs = epochs or _fit_peer(Path(folder), images, options, options.epochs)
+        publish(_result(ours, epochs, images, options), options, {"ours": ours, "peer": {"epochs": epochs}})
 
 
-def _fit_ours(work: Path, images: Images, options: Namespace) -> dict[str, Any]:
-    root, place = str(images.root), {"category": images.category, "registry": str(work / "registry")}
-    fitted = run_side(OURS, "ours.fitting", options.threads, root=root, detector={"recipe": options.recipe}, **place)
+def _fit_ours(work: Path, images: Images, options: Namespace, seed: int) -> dict[str, Any]:
+    root, place = str(images.root), {"category": images.category, "registry": str(work / f"registry-{seed}")}
+    detector = {"recipe": options.recipe, "seed": seed}
+    fitted = run_side(OURS, "ours.fitting", options.threads, root=root, detector=detector, **place)
     scoring = place | {"device": options.device, "runtime": options.runtime}
-    return fitted | run_side(OURS, "ours.accuracy", options.threads, root=root, scoring=scoring)
+    found = fitted | run_side(OURS, "ours.accuracy", options.threads, root=root, scoring=scoring)
+    print(json.dumps({"seed": seed, **found}), file=sys.stderr, flush=True)
+    return found
 
 
-def _fit_peer(work: Path, images: Images, options: Namespace) -> dict[str, Any]:
+def _fit_peer(work: Path, images: Images, options: Namespace, epochs: int) -> list[Epoch]:
     encoder = run_side(OURS, "ours.weights", options.threads, path=str(work / "encoder.pt"))
     place = {"root": str(images.root), "category": images.category, "encoder": encoder}
-    settings = {"epochs": options.epochs, "device": options.device}
-    return run_side(ANOMALIB, "peer.fitting", options.threads, **place, **settings)
+    settings = {"epochs": epochs, "device": options.device}
+    found: list[Epoch] = run_side(ANOMALIB, "peer.fitting", options.threads, **place, **settings)["epochs"]
+    return found
 
 
-def _kept_peer(options: Namespace) -> dict[str, Any] | None:
-    """The peer's epochs of an earlier run, where one is wanted."""
-    if options.peer_log:
-        lines = options.peer_log.read_text(encoding="utf-8").splitlines()
-        return {"epochs": [json.loads(line) for line in lines if line.startswith('{"epoch"')]}
-    if options.reuse_peer:
-        kept: dict[str, Any] = json.loads((RESULTS / "fit.json").read_text(encoding="utf-8"))["detail"]["peer"]
-        return kept
-    return None
+def _repriced_peer(work: Path, images: Images, options: Namespace) -> list[Epoch]:
+    kept: list[Epoch] = json.loads((RESULTS / "fit.json").read_text(encoding="utf-8"))["detail"]["peer"]["epochs"]
+    return repriced(kept, _fit_peer(work, images, options, _PRICED_EPOCHS))
 
 
-def _result(ours: dict[str, Any], peer: dict[str, Any], images: Images, options: Namespace) -> dict[str, Any]:
-    epochs: list[dict[str, float]] = peer["epochs"]
+def repriced(kept: list[Epoch], now: list[Epoch]) -> list[Epoch]:
+    """Kept epochs at what the first of them cost now: the same seed gives the same AUROCs on any machine."""
+    if any(abs(a["image_auroc"] - b["image_auroc"]) > _SAME_AUROC for a, b in zip(now, kept, strict=False)):
+        sys.exit("the peer's AUROCs are not those of the last result any more; run without --reuse-peer")
+    price = {clock: now[-1][clock] / kept[len(now) - 1][clock] for clock in ("cpu", "wall")}
+    return [epoch | {clock: round(epoch[clock] * price[clock], 4) for clock in price} for epoch in kept]
+
+
+def _result(fits: list[dict[str, Any]], epochs: list[Epoch], images: Images, options: Namespace) -> dict[str, Any]:
+    figures = ("cpu", "wall", "image_auroc", "pixel_auroc")
+    ours = {figure: round(median(fit[figure] for fit in fits), 4) for figure in figures}
     equal = _first_as_good(epochs, ours, "image_auroc")
     counted = equal or epochs[-1]
     stop = _early_stop(epochs)
@@ -73,8 +89,8 @@ def _result(ours: dict[str, Any], peer: dict[str, Any], images: Images, options:
         "unit": "CPU-s",
         "conditions": {
             "peer": "anomalib Cflow through its Engine, training only",
-            "ours": f"recipe {options.recipe}: decode, encode, fit, calibrate, store",
-            "images": ours["images"],
+            "ours": f"recipe {options.recipe}: decode, encode, fit, calibrate, store; medians of {len(fits)} seeds",
+            "images": fits[0]["images"],
             "data": images.source,
             "ours_auroc": [ours["image_auroc"], ours["pixel_auroc"]],
             "peer_auroc": [counted["image_auroc"], counted["pixel_auroc"]],
@@ -83,16 +99,16 @@ def _result(ours: dict[str, Any], peer: dict[str, Any], images: Images, options:
             "ratio_at_equal_pixel_auroc": _ratio(_first_as_good(epochs, ours, "pixel_auroc"), ours),
             "ratio_at_early_stop": _ratio(stop, ours),
             "wall_s": [ours["wall"], counted["wall"]],
-            "peer_reused": options.reuse_peer or options.peer_log is not None,
+            "peer_epochs_run_now": _PRICED_EPOCHS if options.reuse_peer else len(epochs),
         },
     }
 
 
-def _first_as_good(epochs: list[dict[str, float]], ours: dict[str, Any], metric: str) -> dict[str, float] | None:
+def _first_as_good(epochs: list[Epoch], ours: dict[str, Any], metric: str) -> Epoch | None:
     return next((epoch for epoch in epochs if epoch[metric] >= ours[metric]), None)
 
 
-def _early_stop(epochs: list[dict[str, float]]) -> dict[str, float] | None:
+def _early_stop(epochs: list[Epoch]) -> Epoch | None:
     """The epoch after which training that waits `_PATIENCE` epochs for a better pixel AUROC would have ended."""
     best, waited = 0.0, 0
     for epoch in epochs:
@@ -102,7 +118,7 @@ def _early_stop(epochs: list[dict[str, float]]) -> dict[str, float] | None:
     return None
 
 
-def _ratio(epoch: dict[str, float] | None, ours: dict[str, Any]) -> float | None:
+def _ratio(epoch: Epoch | None, ours: dict[str, Any]) -> float | None:
     return None if epoch is None else significant(epoch["cpu"] / ours["cpu"])
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.fit import _early_stop
+from benchmarks.fit import _early_stop, repriced
 from benchmarks.fit_all import peer_seconds, spread
 from benchmarks.images import draw_factory
 from benchmarks.report import KEYS
@@ -42,6 +42,17 @@ def test_training_that_waits_for_a_better_auroc_stops_after_two_epochs_without()
     epochs = [{"epoch": n, "pixel_auroc": value} for n, value in enumerate([0.5, 0.7, 0.6, 0.8, 0.8, 0.7, 0.9], 1)]
     assert _early_stop(epochs) == epochs[5]
     assert _early_stop(epochs[:5]) is None
+
+
+def test_kept_epochs_cost_what_the_first_of_them_cost_now():
+    kept = [{"epoch": n, "cpu": 100.0 * n, "wall": 110.0 * n, "image_auroc": n / 10} for n in (1, 2, 3, 4)]
+    now = [epoch | {"cpu": 60.0 * epoch["epoch"], "wall": 55.0 * epoch["epoch"]} for epoch in kept[:2]]
+    priced = repriced(kept, now)
+    assert [epoch["cpu"] for epoch in priced] == [60, 120, 180, 240]
+    assert [epoch["wall"] for epoch in priced] == [55, 110, 165, 220]
+    assert [epoch["image_auroc"] for epoch in priced] == [epoch["image_auroc"] for epoch in kept]
+    with pytest.raises(SystemExit, match="without --reuse-peer"):
+        repriced(kept, [now[0], now[1] | {"image_auroc": 0.21}])
 
 
 def test_the_peers_loop_is_what_was_measured_and_for_the_rest_its_mean():
