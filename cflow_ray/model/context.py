@@ -85,6 +85,8 @@ class FitContext:
     watch: Watch = lambda progress, decoder: None
     savepoints: Savepoints = field(default_factory=NoSavepoints)
     team: Team = SOLO
+    device: str = "cpu"
+    """Where decoders are while they are fitted; features stay where they are kept, and step by step go there."""
 
     def of_model(self, number: int, of: int) -> FitContext:
         """The context of one of the models of a cross-calibrated fit."""

@@ -54,13 +54,13 @@ def fit_level(
     decoder = Decoder(train.channels, config.flow, generator)
     if config.recipe == "paper":
         shuffles = seeded(seed, "order")  # all levels shuffle the images alike, as one loader would
-        return _fit_as_the_paper(
-            level, PaperDescent(decoder, train, generator, shuffles, context.team), held_out, context
-        )
+        descent_of_paper = PaperDescent(decoder.to(context.device), train, generator, shuffles, context.team)
+        return _fit_as_the_paper(level, descent_of_paper, held_out, context)
     schedule = level_schedule(config.recipe, level.stride, len(train))
     initialise_from_data(decoder, train.spread(_INITIAL_FIBRES, generator)[0].flatten(0, 1))
-    best = _Best(level, decoder, held_out.spread(_SELECTION_FIBRES, generator))
-    descent = Descent(decoder, train, schedule, generator, fitting_precision(config), context.team)
+    decoder.to(context.device)
+    best = _Best(level, decoder, _on(context.device, held_out.spread(_SELECTION_FIBRES, generator)))
+    descent = Descent(decoder, train, schedule, generator, fitting_precision(config, context.device), context.team)
     part = f"level{level.number}"
     if (kept := context.savepoints.load(part)) is not None:
         descent.restore(kept)
@@ -78,12 +78,17 @@ def fit_level(
     return best.decoder()
 
 
-def fitting_precision(config: DetectorConfig) -> torch.dtype:
-    """What the couplings' networks are computed in: bfloat16 where asked for, or where the processor multiplies it."""
+def fitting_precision(config: DetectorConfig, device: str = "cpu") -> torch.dtype:
+    """What the couplings' networks are computed in: bfloat16 where asked for, or where the device multiplies it."""
     if config.precision == "auto":
-        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        return torch.bfloat16 if native else torch.float32
+        return torch.bfloat16 if _multiplies_bfloat16(device) else torch.float32
     return torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+
+
+def _multiplies_bfloat16(device: str) -> bool:
+    if device != "cpu":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 class Descent:
@@ -112,7 +117,8 @@ class Descent:
     def step(self) -> Tensor:
         """Take the next step; its loss, before it."""
         _set_rate(self._optimiser, self._schedule.rate_at(self.taken))
-        fibres_tpC, condition_pD = self._fibres.draw(self._schedule.fibres, self._generator, self._schedule.positions)
+        drawn = self._fibres.draw(self._schedule.fibres, self._generator, self._schedule.positions)
+        fibres_tpC, condition_pD = _on(self._parameters.vector.device, drawn)
         self.taken += 1
         mine = own_share(self._team)  # of the positions: each one's condition is computed once
         loss = self._gradient.loss(fibres_tpC[:, mine], condition_pD[mine], of=fibres_tpC[..., 0].numel())
@@ -155,12 +161,13 @@ class PaperDescent:
         """Ended."""
         self._fibres = fibres
         self._team = team
+        self._device = next(decoder.parameters()).device
         self._generators = {"generator": generator, "shuffles": shuffles}
         self._optimiser = torch.optim.Adam(_fitted_parameters(decoder), lr=self.schedule.rate)
 
     def spread(self, fibres: Fibres, count: int) -> tuple[Tensor, Tensor]:
         """Some other fibres, drawn as those of the descent are."""
-        return fibres.spread(count, self._generators["generator"])
+        return _on(self._device, fibres.spread(count, self._generators["generator"]))
 
     def one_pass(self) -> Iterator[Tensor]:
         """The next pass over the images; the loss of each of its steps."""
@@ -169,9 +176,8 @@ class PaperDescent:
         for batch, tiles in enumerate(batches):
             of_epoch = (batch + sub_epoch * len(batches), self.schedule.sub_epochs * len(batches))
             _set_rate(self._optimiser, self.schedule.rate_at(meta_epoch, *of_epoch))
-            for fibres_NC, condition_ND in self._fibres.shuffled(
-                tiles, self.schedule.fibres, self._generators["generator"]
-            ):
+            for drawn in self._fibres.shuffled(tiles, self.schedule.fibres, self._generators["generator"]):
+                fibres_NC, condition_ND = _on(self._device, drawn)
                 mine = own_share(self._team)
                 likelihood_N = self.decoder(fibres_NC[mine], condition_ND[mine])
                 yield _step(self._optimiser, likelihood_N, len(fibres_NC), self._team)
@@ -246,6 +252,12 @@ class _Best:
             raise FitError(f"the held-out likelihood was never finite at {self._level}; its features cannot be fitted.")
         self._decoder.load_state_dict(self._state)
         return self._decoder
+
+
+def _on(device: str | torch.device, drawn: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Fibres and their condition, there."""
+    fibres, condition = drawn
+    return fibres.to(device), condition.to(device)
 
 
 def _gradient(decoder: Decoder, parameters: FittedParameters, precision: torch.dtype) -> Gradient:

@@ -89,7 +89,7 @@ def _fit_levels(
         channels = config.flow.condition_channels
         train = Fibres(level_features, features.tiles(split.train, copies=True), channels, inside_P)
         held_out = Fibres(level_features, features.tiles(split.selection), channels, inside_P)
-        decoder = fit_level(level, train, held_out, config, seed, context)
+        decoder = fit_level(level, train, held_out, config, seed, context).cpu()
         decoder.round_to(config.dtype)
         return decoder
 

@@ -22,6 +22,7 @@ from cflow_ray.errors import CflowRayError, DataError, ImageError
 from cflow_ray.evaluation.figures import Metrics
 from cflow_ray.model.augmentation import altered_copies
 from cflow_ray.model.context import FitContext, Savepoints, SharedSavepoints
+from cflow_ray.model.device import prepared_device
 from cflow_ray.model.encoder import Encoder
 from cflow_ray.model.encoder_model import CompiledEncoder
 from cflow_ray.model.features import Features
@@ -81,7 +82,8 @@ class _Fit:
         self._data = DataSet(Storage(site.data_root, site.storage_options), task.samples)
         self._registry = Registry(Storage(site.registry, site.storage_options))
         self._weights = read_weights(task.detector.encoder, site.storage_options)
-        self._encoder = Encoder(task.detector.encoder, self._weights)
+        self._device = prepared_device(site.gpus)
+        self._encoder = Encoder(task.detector.encoder, self._weights).to(self._device)
         self._encoder_digest = digest(self._weights)
         self._images = CategoryImages(self._data.root, task.detector)
 
@@ -113,7 +115,7 @@ class _Fit:
                 yield finished
                 continue
             with self._savepoints(detector) as savepoints, self._watch(meter, number, features) as watch:
-                context = FitContext(watch, savepoints, self._team)
+                context = FitContext(watch, savepoints, self._team, self._device)
                 fitted = fit_detector(features, detector, self._seed(detector), context, region_HW, splits)
                 if self._is_first:
                     yield self._store(fitted, len(features), start)
@@ -153,7 +155,7 @@ class _Fit:
     def _fast_encoder(self) -> CompiledEncoder:
         """The encoder as the archive job has it by default: its model in the registry, compiled."""
         model = self._registry.add_encoder_model(self._encoder, self._encoder_digest, self._task.detector.size)
-        return compiled_encoder(open_runtime("auto"), self._encoder, model, self._task.detector.size)
+        return compiled_encoder(open_runtime("auto", self._device), self._encoder, model, self._task.detector.size)
 
     def _region(self) -> Tensor | None:
         """The region of interest at the input's size; DataError where it is unreadable or empty."""
@@ -210,7 +212,8 @@ class _Fit:
     def _store(self, fitted: Fitted, images: int, start: float) -> Manifest:
         """Evaluate and write a version; its manifest. Images were first read or, for a later seed, fitted at `start`."""
         test_images = self._images.readable(self._data.of(self._task.category, TEST))
-        findings, attachments = score_test_images(fitted.detector(), self._encoder, self._data.root, test_images)
+        networks = (fitted.detector(), self._encoder)
+        findings, attachments = score_test_images(networks, self._device, self._data.root, test_images)
         self._registry.add_encoder(self._weights)
 
         def describe(version: str) -> Manifest:

@@ -125,4 +125,5 @@ def _site(data_root: str, config: FitConfig) -> FitSite:
         cache_bytes=config.cache_mb * 2**20,
         scratch=config.scratch,
         force=config.force,
+        gpus=config.cluster.resources.gpu,
     )

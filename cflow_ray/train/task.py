@@ -58,6 +58,8 @@ class FitSite:
     save_seconds: float = 60.0
     cache_bytes: int = 4 * 2**30
     """Memory of a worker for encoded features."""
+    gpus: float = 0
+    """A worker's share of a GPU."""
     scratch: str | None = None
     """Folder of the node for the features beyond that."""
     force: bool = False

@@ -20,13 +20,14 @@ TestImage = tuple[Sample, PreparedImage]
 
 
 def score_test_images(
-    detector: Detector, encoder: Encoder, root: Storage, images: Iterable[TestImage]
+    networks: tuple[Detector, Encoder], device: str, root: Storage, images: Iterable[TestImage]
 ) -> tuple[LabelledFindings, dict[str, bytes]]:
-    """Findings of the images, and files for people beside a checkpoint.
+    """Findings of the images by a detector with its encoder, and files for people beside a checkpoint.
 
     The files are every image's score, and a picture of the highest. `root` holds the masks.
     """
-    bank = DetectorBank[str](lambda _: detector, lambda *_: encoder)
+    detector, encoder = networks
+    bank = DetectorBank[str](lambda _: detector, lambda *_: encoder, device=device)
     findings, scores, preview = LabelledFindings(root), dict[str, float](), None
     for group in _groups(images):
         found = bank.score_batch([image.pixels_3HW for _, image in group], [""] * len(group))

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -176,3 +177,15 @@ def test_a_region_that_cannot_be_used_fails_the_category_by_name(
     assert outcome.status == "failed"
     assert outcome.error is not None
     assert message in outcome.error
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch can use a GPU here")
+def test_a_share_of_a_gpu_that_torch_cannot_use_fails_the_category(data: Path, tmp_path: Path) -> None:
+    """Rather than fitting on the CPU in silence while the GPU stays reserved."""
+    Registry.create(Storage(str(tmp_path)))
+    samples = tuple(read_data_set(DataConfig(data=str(data)), {}).of("grid"))
+    config = DetectorConfig(encoder=EncoderConfig(strides=(8,)), input_size=64, recipe="fast")
+    site = FitSite(str(data), str(tmp_path), {}, gpus=0.25)
+    outcome = fit_category(FitTask("grid", samples, config, data_digest=""), site, lambda progress: None)
+    assert outcome.status == "failed"
+    assert "cannot use a GPU here" in str(outcome.error)
