@@ -27,7 +27,7 @@ from cflow_ray.model.team import SOLO, Team, own_share
 # Shapes: N fibres of a step, P positions, C channels, D condition channels.
 
 _INITIAL_FIBRES = 100_000  # enough for a covariance of 2048 channels, and a bound on its memory
-_SELECTION_FIBRES = 2048  # looked at every few steps; more cost time and choose the same steps
+_SELECTION_FIBRES = 1024  # looked at every few steps; 8192 choose the same steps of every level of screw
 
 
 @dataclass(frozen=True)
