@@ -172,7 +172,7 @@ def test_the_papers_recipe_keeps_the_weights_of_its_last_step() -> None:
     generator = seeded(3, "level1")
     decoder = Decoder(5, FLOW, generator)
     descent = PaperDescent(decoder, fibres_of(maps_IChw), generator, seeded(3, "order"))
-    descent.spread(fibres_of(maps(4, size=(2, 4), seed=1)), 2048)
+    descent.spread(fibres_of(maps(4, size=(2, 4), seed=1)), 1024)
     for _ in range(200):
         list(descent.one_pass())
     assert all(torch.equal(a, b) for a, b in zip(fitted.parameters(), decoder.parameters(), strict=True))
