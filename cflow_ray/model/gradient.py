@@ -76,7 +76,7 @@ class _Passage:
         K, H = values.first_bias.shape
         Q, A = decoder.blocks[0].splits
         B, P = grid
-        self._scale_K1C, self._scale_G_K1C = values.scale, gradient.scale
+        self._scale_KC1, self._scale_G_KC1 = values.scale.mT, gradient.scale.mT
         self._first_bias_H1 = values.first_bias.view(K * H, 1)  # of all blocks: one product for all is faster
         self._of_condition_HD = values.first_weight.view(K * H, -1)[:, Q:]
         self._of_condition_G_HD = gradient.first_weight.view(K * H, -1)[:, Q:]
@@ -90,31 +90,43 @@ class _Passage:
 
     def loss(self, fibres_BPC: Tensor, condition_PD: Tensor, of: int) -> Tensor:
         """See Gradient."""
-        B, P, C = fibres_BPC.shape
-        with torch.enable_grad():
-            scale_K1C = self._scale_K1C.detach().requires_grad_()
-            active_scale_K1C = self._activation(scale_K1C)
-        active_scale_KC1 = active_scale_K1C.detach().mT
-        of_position_HP = torch.addmm(self._first_bias_H1, self._of_condition_HD, condition_PD.T)
-        of_positions = of_position_HP.chunk(len(self._blocks))
-        self._fibres_CN.view(C, B, P).copy_(fibres_BPC.permute(2, 0, 1))
-        bends_N = self._fibres_CN.new_zeros(B * P)
-        for block, of_block_HP, active_scale_C1 in zip(self._blocks, of_positions, active_scale_KC1, strict=True):
-            bends_N += block.forward(of_block_HP, active_scale_C1)
-        latent_CN = self._blocks[-1].output_CN
-        constant = active_scale_KC1.log().sum() - 0.5 * C * math.log(2 * math.pi)
-        likelihood_N = (constant - 0.5 * latent_CN.square().sum(0) + self._clamp * bends_N) / C
-        log_density_G_N = torch.sigmoid(-likelihood_N) / (-of * C)
-        output_G_CN = latent_CN.mul_(-log_density_G_N)
-        for block in reversed(self._blocks):
-            output_G_CN = block.back(output_G_CN, log_density_G_N)
-        of_position_G_HP = torch.cat([block.of_position_G_HP for block in self._blocks])
-        torch.mm(of_position_G_HP, condition_PD, out=self._of_condition_G_HD)
-        by_coupled_KC1 = torch.stack([block.active_scale_G_C1 for block in self._blocks])
-        active_scale_G_K1C = (by_coupled_KC1 + log_density_G_N.sum() / active_scale_KC1).mT
-        self._scale_G_K1C.copy_(torch.autograd.grad(active_scale_K1C, scale_K1C, active_scale_G_K1C)[0])
+        active_scale_KC1, slope_KC1 = self._active_scale()
+        likelihood_N = self._forward(fibres_BPC, condition_PD, active_scale_KC1)
+        log_density_G_N = torch.sigmoid(-likelihood_N) / (-of * fibres_BPC.shape[2])
+        self._back(log_density_G_N, condition_PD)
+        by_coupling_KC1 = torch.stack([block.active_scale_G_C1 for block in self._blocks])
+        by_log_det_KC1 = log_density_G_N.sum() / active_scale_KC1
+        torch.mul(by_coupling_KC1 + by_log_det_KC1, slope_KC1, out=self._scale_G_KC1)
         loss: Tensor = -functional.logsigmoid(likelihood_N).sum() / of
         return loss
+
+    @torch.enable_grad()
+    def _active_scale(self) -> tuple[Tensor, Tensor]:
+        """The scales (K, C, 1) after FrEIA's activation, and its slope there."""
+        scale_KC1 = self._scale_KC1.detach().requires_grad_()
+        active_scale_KC1 = self._activation(scale_KC1)
+        return active_scale_KC1.detach(), torch.autograd.grad(active_scale_KC1.sum(), scale_KC1)[0]
+
+    def _forward(self, fibres_BPC: Tensor, condition_PD: Tensor, active_scale_KC1: Tensor) -> Tensor:
+        """Log-likelihoods per dimension (N,), in nats."""
+        B, P, C = fibres_BPC.shape
+        self._fibres_CN.view(C, B, P).copy_(fibres_BPC.permute(2, 0, 1))
+        of_positions_HP = torch.addmm(self._first_bias_H1, self._of_condition_HD, condition_PD.T)
+        of_blocks = zip(self._blocks, of_positions_HP.chunk(len(self._blocks)), active_scale_KC1, strict=True)
+        bends_N = torch.stack(
+            [block.forward(of_position_HP, scale_C1) for block, of_position_HP, scale_C1 in of_blocks]
+        ).sum(0)
+        log_det_N = self._clamp * bends_N + active_scale_KC1.log().sum()
+        constant = -0.5 * C * math.log(2 * math.pi)
+        return (constant - 0.5 * self._blocks[-1].output_CN.square().sum(0) + log_det_N) / C
+
+    def _back(self, log_density_G_N: Tensor, condition_PD: Tensor) -> None:
+        """Writes the gradient, less that of the scales."""
+        output_G_CN = self._blocks[-1].output_CN * -log_density_G_N
+        for block in reversed(self._blocks):
+            output_G_CN = block.back(output_G_CN, log_density_G_N)
+        of_positions_G_HP = torch.cat([block.of_position_G_HP for block in self._blocks])
+        torch.mm(of_positions_G_HP, condition_PD, out=self._of_condition_G_HD)
 
 
 class _Scratch(NamedTuple):
