@@ -34,13 +34,15 @@ def main() -> None:
         help=f"take the peer's AUROCs from the last result, and what they cost from {_PRICED_EPOCHS} epochs run now",
     )
     options = parse(flags)
+    if options.quick and options.reuse_peer:
+        flags.error("--quick has other images than the result that --reuse-peer takes")
     train, test = (16, 3) if options.quick else (options.images, 10**6)
     options.epochs = 1 if options.quick else options.epochs
     with tempfile.TemporaryDirectory() as folder:
         images = gather(Path(folder), train, test, options.data)
+        repriced_peer = _repriced_peer(Path(folder), images, options) if options.reuse_peer else None
         ours = [_fit_ours(Path(folder), images, options, seed) for seed in range(options.rounds)]
-        epochs = _repriced_peer(Path(folder), images, options) if options.reuse_peer else None
-        epochs = epochs or _fit_peer(Path(folder), images, options, options.epochs)
+        epochs = repriced_peer or _fit_peer(Path(folder), images, options, options.epochs)
         publish(_result(ours, epochs, images, options), options, {"ours": ours, "peer": {"epochs": epochs}})
 
 
@@ -68,10 +70,11 @@ def _repriced_peer(work: Path, images: Images, options: Namespace) -> list[Epoch
 
 
 def repriced(kept: list[Epoch], now: list[Epoch]) -> list[Epoch]:
-    """Kept epochs at what the first of them cost now: the same seed gives the same AUROCs on any machine."""
+    """Kept epochs at what the first of them cost now: with the same seed their AUROCs are the same but for rounding."""
     if any(abs(a["image_auroc"] - b["image_auroc"]) > _SAME_AUROC for a, b in zip(now, kept, strict=False)):
         sys.exit("the peer's AUROCs are not those of the last result any more; run without --reuse-peer")
-    price = {clock: now[-1][clock] / kept[len(now) - 1][clock] for clock in ("cpu", "wall")}
+    priced = min(len(now), len(kept)) - 1
+    price = {clock: now[priced][clock] / kept[priced][clock] for clock in ("cpu", "wall")}
     return [epoch | {clock: round(epoch[clock] * price[clock], 4) for clock in price} for epoch in kept]
 
 

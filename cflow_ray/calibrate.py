@@ -15,7 +15,7 @@ from cflow_ray.errors import CheckpointError, DataError
 from cflow_ray.model.calibration import calibrated
 from cflow_ray.model.fitted import Fitted
 from cflow_ray.model.partition import SMALLEST_CATEGORY
-from cflow_ray.model.runtime import compiled_encoder, open_runtime
+from cflow_ray.model.runtime import fast_encoder
 from cflow_ray.model.seeds import category_seed
 from cflow_ray.store.manifest import Manifest, installed_packages
 from cflow_ray.store.registry import Registry
@@ -119,10 +119,10 @@ def _calibrated(
         )
     encoder = registry.encoder(manifest.detector.encoder, manifest.encoder_digest)
     model = registry.add_encoder_model(encoder, manifest.encoder_digest, manifest.detector.size)
-    compiled = compiled_encoder(open_runtime("auto"), encoder, model, manifest.detector.size)
     keep = FeatureCache(config.cache_mb * 2**20).keep
     fitted = registry.fitted(config.category, manifest.version)
-    features = images.encoded(_watched(normals, watch), compiled, lambda image_3HW: (), keep, fitted.region_HW)
+    with fast_encoder(encoder, model, manifest.detector.size) as fast:
+        features = images.encoded(_watched(normals, watch), fast, lambda image_3HW: (), keep, fitted.region_HW)
     seed = category_seed(config.seed, config.category)
     return calibrated(fitted, features, seed)
 

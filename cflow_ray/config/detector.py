@@ -126,7 +126,7 @@ class DetectorConfig(Model):
     augmentation: AugmentationConfig = AugmentationConfig()
     recipe: Recipe = "balanced"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the couplings' networks while fitting; auto is bfloat16 where the processor has it. Scores are float32."""
+    """Of the couplings' networks while fitting; auto is bfloat16 where the processor or GPU has it. Scores are float32."""
     dtype: StoredType = "float32"
     """Type of the stored matrices; float16 halves a checkpoint."""
     seed: int = Field(default=0, ge=0)

@@ -121,7 +121,7 @@ class Descent:
         fibres_tpC, condition_pD = _on(self._parameters.vector.device, drawn)
         self.taken += 1
         mine = own_share(self._team)  # of the positions: each one's condition is computed once
-        loss = self._gradient.loss(fibres_tpC[:, mine], condition_pD[mine], of=fibres_tpC[..., 0].numel())
+        loss = self._gradient.compute(fibres_tpC[:, mine], condition_pD[mine], of=fibres_tpC[..., 0].numel())
         self._team.add_up([loss, self._parameters.vector_gradient])
         self._optimiser.step()
         return loss

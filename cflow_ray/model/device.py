@@ -8,7 +8,7 @@ from cflow_ray.errors import ConfigError
 
 
 def prepared_device(gpus: float) -> str:
-    """The device of a worker with a share of GPUs, on which torch computes in float32 throughout, as on a CPU.
+    """The device of a worker with a share of GPUs, on which torch multiplies float32 as float32, as on a CPU.
 
     Raises ConfigError where torch cannot use it.
     """
@@ -21,4 +21,4 @@ def prepared_device(gpus: float) -> str:
         )
     torch.backends.cudnn.allow_tf32 = False  # its 10 bits would move scores by more than 1e-5
     torch.backends.cuda.matmul.allow_tf32 = False
-    return "cuda"
+    return f"cuda:{torch.cuda.current_device()}"  # a worker's own of a node's; threads it starts would take the first

@@ -34,7 +34,10 @@ _NAMES = ("subnet.0.weight", "subnet.0.bias", "subnet.2.weight", "subnet.2.bias"
 
 
 class FittedParameters:
-    """A decoder's parameters, which become views of `vector`, and their gradient."""
+    """A decoder's parameters, which become views of `vector`, and their gradient.
+
+    A decoder follows the vector that was made of it last.
+    """
 
     def __init__(self, decoder: Decoder) -> None:
         kinds = [[block.get_parameter(name) for block in decoder.blocks] for name in _NAMES]

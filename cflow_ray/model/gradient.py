@@ -1,7 +1,8 @@
-"""The loss of a step and its gradient: by autograd in any precision, or by hand, as exact and in two thirds of the time.
+"""The loss of a step and its gradient: by autograd in any precision, or by hand, as exact and sooner.
 
 By hand is the derivative of `grouped_likelihood`, its oracle, in half as many operations over buffers that are made
-once. Fibres are columns there: half of the channels is then one piece of memory.
+once. Fibres are columns there: half of the channels is then one piece of memory. A step of lite0's levels in `fast`,
+one thread: 19, 24 and 91 CPU-ms where autograd takes 32, 38 and 111.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ _SMALL = 0.1  # FrEIA's factor on what the network of a coupling says
 class Gradient(Protocol):
     """Of the loss -log sigmoid(log p / C) (paper section 5), written over the fitted parameters' gradient."""
 
-    def loss(self, fibres_BPC: Tensor, condition_PD: Tensor, of: int) -> Tensor:
-        """The sum of these fibres' losses divided by `of`, whose gradient is there then."""
+    def compute(self, fibres_BPC: Tensor, condition_PD: Tensor, of: int) -> Tensor:
+        """Write the gradient of the sum of these fibres' losses divided by `of`; returns that loss."""
 
 
 class GradientByAutograd:
@@ -38,7 +39,7 @@ class GradientByAutograd:
         self._parameters = parameters
         self._precision = precision
 
-    def loss(self, fibres_BPC: Tensor, condition_PD: Tensor, of: int) -> Tensor:
+    def compute(self, fibres_BPC: Tensor, condition_PD: Tensor, of: int) -> Tensor:
         """See Gradient."""
         likelihood_BP = grouped_likelihood(self._decoder, fibres_BPC, condition_PD, self._precision)
         loss = -functional.logsigmoid(likelihood_BP).sum() / of
@@ -57,12 +58,12 @@ class GradientByHand:
         self._passage: _Passage | None = None
 
     @torch.no_grad()
-    def loss(self, fibres_BPC: Tensor, condition_PD: Tensor, of: int) -> Tensor:
+    def compute(self, fibres_BPC: Tensor, condition_PD: Tensor, of: int) -> Tensor:
         """See Gradient."""
         grid = (fibres_BPC.shape[0], fibres_BPC.shape[1])
         if self._passage is None or self._passage.grid != grid:
             self._passage = _Passage(self._decoder, self._parameters, grid)
-        return self._passage.loss(fibres_BPC, condition_PD, of)
+        return self._passage.compute(fibres_BPC, condition_PD, of)
 
 
 class _Passage:
@@ -88,7 +89,7 @@ class _Passage:
             fibres_CN = self._blocks[-1].output_CN if self._blocks else self._fibres_CN
             self._blocks.append(_BlockPassage(decoder, parameters, number, fibres_CN, scratch))
 
-    def loss(self, fibres_BPC: Tensor, condition_PD: Tensor, of: int) -> Tensor:
+    def compute(self, fibres_BPC: Tensor, condition_PD: Tensor, of: int) -> Tensor:
         """See Gradient."""
         active_scale_KC1, slope_KC1 = self._active_scale()
         likelihood_N = self._forward(fibres_BPC, condition_PD, active_scale_KC1)

@@ -31,7 +31,7 @@ def grouped_likelihood(
     for block in decoder.blocks:
         passive, active = block.splits
         passive_N, active_N = torch.split(x_NC, [passive, active], dim=1)
-        moves_N = _moves(block, passive_N, condition_PD, precision)
+        moves_N = _moves(block, passive_N.view(B, P, passive), condition_PD, precision).flatten(0, 1)
         stretch_N, shift_N = torch.split(0.1 * moves_N.to(x_NC.dtype), active, dim=1)
         log_stretch_N = decoder.config.clamp * torch.tanh(stretch_N)
         coupled_NC = torch.cat([passive_N, active_N * torch.exp(log_stretch_N) + shift_N], dim=1)
@@ -42,9 +42,9 @@ def grouped_likelihood(
     return ((constant - 0.5 * x_NC.square().sum(1) + log_det_N) / C).view(B, P)
 
 
-def _moves(block: AllInOneBlock, passive_N: Tensor, condition_PD: Tensor, precision: torch.dtype) -> Tensor:
-    """What the network of a coupling says of the active channels, (N, 2 * active)."""
-    passive = passive_N.shape[1]
+def _moves(block: AllInOneBlock, passive_BP: Tensor, condition_PD: Tensor, precision: torch.dtype) -> Tensor:
+    """What the network of a coupling says of the active channels, (B, P, 2 * active)."""
+    passive = passive_BP.shape[2]
     first, _, last = block.subnet
     exact = precision == torch.float32  # then parameters stay as they are, float64 in tests included
 
@@ -53,6 +53,5 @@ def _moves(block: AllInOneBlock, passive_N: Tensor, condition_PD: Tensor, precis
 
     first_HX = cast(first.weight)
     of_position_PH = functional.linear(cast(condition_PD), first_HX[:, passive:], cast(first.bias))
-    of_fibre_BPH = functional.linear(cast(passive_N), first_HX[:, :passive]).view(-1, *of_position_PH.shape)
-    hidden_NH = functional.relu(of_fibre_BPH + of_position_PH).flatten(0, 1)
-    return functional.linear(hidden_NH, cast(last.weight), cast(last.bias))
+    of_fibre_BPH = functional.linear(cast(passive_BP), first_HX[:, :passive])
+    return functional.linear(functional.relu(of_fibre_BPH + of_position_PH), cast(last.weight), cast(last.bias))

@@ -15,7 +15,9 @@ _GREY = 127
 
 def covered(image_3HW: Tensor, region_HW: Tensor | None) -> Tensor:
     """A uint8 image with everything outside the region made grey, so that it cannot reach a receptive field inside."""
-    return image_3HW if region_HW is None else torch.where(region_HW, image_3HW, _GREY).to(image_3HW.dtype)
+    if region_HW is None:
+        return image_3HW
+    return torch.where(region_HW.to(image_3HW.device), image_3HW, _GREY).to(image_3HW.dtype)
 
 
 def inside(region_HW: Tensor, size: tuple[int, int]) -> Tensor:

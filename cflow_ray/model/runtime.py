@@ -319,12 +319,18 @@ def open_runtime(name: RuntimeName, device: str = "cpu") -> Runtime:
     return TorchRuntime()
 
 
-def compiled_encoder(
-    runtime: Runtime, encoder: Encoder, model: EncoderModel | None, size: tuple[int, int]
-) -> CompiledEncoder:
-    """A function equal to the encoder for images of one size, from its model where there is one."""
+@contextmanager
+def fast_encoder(
+    encoder: Encoder, model: EncoderModel | None, size: tuple[int, int], device: str = "cpu"
+) -> Iterator[CompiledEncoder]:
+    """The encoder for images of one size by the fastest runtime, from its model where there is one.
+
+    Meanwhile torch's own operations take as many threads as suit that runtime.
+    """
+    runtime = open_runtime("auto", device)
     compiled = runtime.compile_model(model) if model is not None else None
-    return compiled or runtime.compile_encoder(encoder, size)
+    with torch_threads(runtime.torch_threads):
+        yield compiled or runtime.compile_encoder(encoder, size)
 
 
 def _each_by_itself(run: Run, inputs: Sequence[Tensor], side_by_side: Executor | None) -> list[Tensor]:

@@ -11,7 +11,7 @@ import safetensors.torch
 from torch import Tensor
 
 from cflow_ray.config import EncoderConfig
-from cflow_ray.errors import CheckpointError
+from cflow_ray.errors import CheckpointError, StorageError
 from cflow_ray.model.encoder_model import EncoderModel, encoder_model
 from cflow_ray.model.extras import check_installed
 from cflow_ray.store.digest import digest
@@ -70,7 +70,10 @@ class EncoderStore:
         except Exception as error:  # the exporter raises what it likes; all that encode do without
             log.info("%s is not kept as a model: %s", encoder.config.name, error)
             return None
-        write_model(self._storage, model_path(encoder.config, weights_digest, size), model)
+        try:
+            write_model(self._storage, model_path(encoder.config, weights_digest, size), model)
+        except StorageError as error:
+            log.warning("the model of %s is not kept: %s", encoder.config.name, error)
         return model
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Self
 
 from pydantic import Field, ValidationError, model_validator
@@ -22,7 +23,11 @@ _MANIFEST = "manifest.json"
 def installed_packages() -> dict[str, str]:
     """Versions of the packages that decide a score."""
     names = ("torch", "timm", "FrEIA", "numpy", "pillow")
-    return {"cflow_ray": __version__} | {name: version(name) for name in names}
+    found = {"cflow_ray": __version__} | {name: version(name) for name in names}
+    for optional in ("onnxruntime", "openvino"):
+        with suppress(PackageNotFoundError):
+            found[optional] = version(optional)
+    return found
 
 
 class Manifest(Model):

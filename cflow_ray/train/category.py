@@ -24,7 +24,7 @@ from cflow_ray.model.augmentation import altered_copies
 from cflow_ray.model.context import FitContext, Savepoints, SharedSavepoints
 from cflow_ray.model.device import prepared_device
 from cflow_ray.model.encoder import Encoder
-from cflow_ray.model.encoder_model import CompiledEncoder
+from cflow_ray.model.encoder_model import EncoderModel
 from cflow_ray.model.features import Features
 from cflow_ray.model.fitted import Fitted
 from cflow_ray.model.fitting import fit_detector
@@ -32,7 +32,7 @@ from cflow_ray.model.flow import Decoder
 from cflow_ray.model.partition import Split, splits_of
 from cflow_ray.model.pooling import pooled
 from cflow_ray.model.progress import FitProgress
-from cflow_ray.model.runtime import compiled_encoder, open_runtime
+from cflow_ray.model.runtime import fast_encoder
 from cflow_ray.model.scoring import Calibration
 from cflow_ray.model.seeds import category_seed
 from cflow_ray.model.team import SOLO, Team, share_of
@@ -50,6 +50,7 @@ from cflow_ray.train.task import FitSite, FitTask, Outcome
 from cflow_ray.train.testing import score_test_images
 
 _SAVEPOINTS = "_savepoints"
+_SAVEPOINT_FORMAT = 2  # of the states, and of what a recipe does
 
 Report = Callable[[CategoryProgress], None]
 """Tells the run how far a category is."""
@@ -145,17 +146,22 @@ class _Fit:
             self._report(meter.encoded())
             return altered_copies(image_3HW, self._task.detector.augmentation, self._shared_seed)
 
-        own = self._images.encoded(share_of(normals, self._team), self._fast_encoder(), copies, cache.keep, region_HW)
+        share, size = share_of(normals, self._team), self._task.detector.size
+        with fast_encoder(self._encoder, self._encoder_model(), size, self._device) as encoder:
+            own = self._images.encoded(share, encoder, copies, cache.keep, region_HW)
         for notes in self._team.gather(self._images.unreadable):
             self._images.unreadable |= notes
         ranks = [number % self._team.size for number in range(len(normals))]
         readable = [sample.image not in self._images.unreadable for sample in normals]
         return pooled(own, list(compress(ranks, readable)), self._team, cache.keep)
 
-    def _fast_encoder(self) -> CompiledEncoder:
-        """The encoder as the archive job has it by default: its model in the registry, compiled."""
-        model = self._registry.add_encoder_model(self._encoder, self._encoder_digest, self._task.detector.size)
-        return compiled_encoder(open_runtime("auto", self._device), self._encoder, model, self._task.detector.size)
+    def _encoder_model(self) -> EncoderModel | None:
+        """The encoder's model in the registry, where the first member keeps it for all that score with it."""
+        network, size = self._encoder.config, self._task.detector.size
+        if self._is_first:
+            self._registry.add_encoder_model(self._encoder, self._encoder_digest, size)
+        self._team.gather(None)  # the others find it now
+        return self._registry.encoder_model(network, self._encoder_digest, size)
 
     def _region(self) -> Tensor | None:
         """The region of interest at the input's size; DataError where it is unreadable or empty."""
@@ -198,10 +204,11 @@ class _Fit:
     def _savepoints(self, detector: DetectorConfig) -> Iterator[Savepoints]:
         """The savepoints of one fit, which the first member of a team keeps; they go once its version is there.
 
-        Their folder is named by all that decides the weights, package versions included.
+        Their folder is named by all that decides the weights, package versions and kind of device included.
         """
         identity = hashlib.sha256(self._task.data_digest.encode() + detector.model_dump_json().encode())
-        identity.update(repr(sorted(installed_packages().items())).encode())
+        device = torch.device(self._device).type
+        identity.update(repr((_SAVEPOINT_FORMAT, device, sorted(installed_packages().items()))).encode())
         folder = f"{_SAVEPOINTS}/{self._task.category}/{identity.hexdigest()[:16]}"
         seconds = self._site.save_seconds if self._is_first else 0
         savepoints = StoredSavepoints(self._registry.storage.child(folder), seconds)

@@ -1,4 +1,4 @@
-"""The test images of a category through its new detector, as the archive job would score them."""
+"""The test images of a category through its new detector, by torch, the oracle of all that score."""
 
 from __future__ import annotations
 

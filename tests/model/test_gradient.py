@@ -63,7 +63,7 @@ def test_by_hand_is_by_autograd(channels: int, condition: int, blocks: int, imag
     fibres_BPC, condition_PD = draw(images, positions, channels, condition, seed + 1)
     loss, gradient = expected(twin, fibres_BPC, condition_PD, of=7)
     parameters = FittedParameters(decoder)
-    by_hand = GradientByHand(decoder, parameters).loss(fibres_BPC, condition_PD, of=7)
+    by_hand = GradientByHand(decoder, parameters).compute(fibres_BPC, condition_PD, of=7)
     torch.testing.assert_close(by_hand, loss, rtol=1e-12, atol=1e-12)
     moved = found(decoder, parameters)
     for name, wanted in gradient.items():
@@ -79,21 +79,22 @@ def test_a_gradient_takes_the_place_of_the_last_one(kind) -> None:
     gradient: Gradient = kind(decoder, parameters)
     for images, positions in ((3, 4), (3, 4), (2, 5)):
         fibres_BPC, condition_PD = draw(images, positions, 5, 8, seed=images)
-        gradient.loss(fibres_BPC, condition_PD, of=images * positions)
+        gradient.compute(fibres_BPC, condition_PD, of=images * positions)
         wanted = expected(twin, fibres_BPC, condition_PD, of=images * positions)[1]
         moved = found(decoder, parameters)
         for name in wanted:
             torch.testing.assert_close(moved[name], wanted[name], rtol=1e-8, atol=1e-12, msg=name)
 
 
-def test_a_share_without_fibres_has_no_part_in_the_gradient() -> None:
+@pytest.mark.parametrize("kind", [GradientByHand, lambda *of: GradientByAutograd(*of, torch.bfloat16)])
+def test_a_share_without_fibres_has_no_part_in_the_gradient(kind) -> None:
     """Of a team, a member has none where there are fewer positions than members."""
     config = FlowConfig(blocks=2, condition_channels=8)
     decoder = random_decoder(5, config)
     parameters = FittedParameters(decoder)
     parameters.vector_gradient.fill_(3)
     fibres_BPC, condition_PD = draw(3, 1, 5, 8)
-    assert GradientByHand(decoder, parameters).loss(fibres_BPC[:, :0], condition_PD[:0], of=3) == 0
+    assert kind(decoder, parameters).compute(fibres_BPC[:, :0], condition_PD[:0], of=3) == 0
     assert not parameters.vector_gradient.any()
 
 

@@ -19,6 +19,12 @@ from cflow_ray.model.region import covered, cut_out, inside, read_from
 from cflow_ray.model.tiling import Layout
 
 
+def test_a_region_goes_where_its_image_is() -> None:
+    """A detector on a GPU has its region there, and images come from the CPU; `meta` stands in for the GPU."""
+    image_3HW = torch.full((3, 4, 4), 9, dtype=torch.uint8, device="meta")
+    assert covered(image_3HW, torch.ones(4, 4, dtype=torch.bool)).device.type == "meta"
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 3.0])
 def test_whatever_happens_outside_score_and_map_stay(
     lite0_state: dict[str, Tensor], photographs: Tensor, smoothing: float

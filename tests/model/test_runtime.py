@@ -40,6 +40,7 @@ from cflow_ray.model.runtime import (
     TorchRuntime,
     Weights,
     check_runtime,
+    fast_encoder,
     open_runtime,
 )
 from cflow_ray.model.scoring import Calibration
@@ -282,6 +283,18 @@ def test_torch_and_auto_go_on_without_a_model_they_cannot_run(lite0: Encoder) ->
     model = encoder_model(lite0, (64, 64))
     assert TorchRuntime().compile_model(model) is None
     assert AutoRuntime(OnnxRuntime()).compile_model(replace(model, content=b"no model")) is None
+
+
+def test_the_fast_encoder_is_the_encoder_with_and_without_its_model(lite0: Encoder, images: Images) -> None:
+    pytest.importorskip("onnxruntime")
+    threads, expected = torch.get_num_threads(), lite0(images["rocket"][:3])
+    for model in (encoder_model(lite0, (64, 96)), None, replace(encoder_model(lite0, (64, 96)), content=b"no model")):
+        with fast_encoder(lite0, model, (64, 96)) as fast:
+            assert fast is not lite0
+            assert torch.get_num_threads() == 1
+            for level, wanted in zip(fast(images["rocket"][:3]), expected, strict=True):
+                torch.testing.assert_close(level, wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
+        assert torch.get_num_threads() == threads
 
 
 # what a bank does with a runtime

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from cflow_ray.config import EncoderConfig
+from cflow_ray.errors import StorageError
 from cflow_ray.model.bank import DetectorBank
 from cflow_ray.model.encoder import Encoder
 from cflow_ray.model.encoder_model import EncoderModel, encoder_model
@@ -65,9 +66,11 @@ def map_of(bank: DetectorBank[CheckpointKey], key: CheckpointKey) -> np.ndarray:
 
 def test_a_model_comes_back_as_it_was_kept(registry: Registry, encoder: Encoder, model: EncoderModel) -> None:
     assert registry.encoder_model(RESNET, "0" * 64, SIZE) is None
-    registry.add_encoder_model(encoder, "0" * 64, SIZE)
+    made = registry.add_encoder_model(encoder, "0" * 64, SIZE)
     kept = registry.encoder_model(RESNET, "0" * 64, SIZE)
+    assert made is not None
     assert kept is not None
+    assert made.content == kept.content
     assert (kept.name, kept.size, kept.sizes) == ("resnet18", SIZE, ((8, 8), (4, 4)))
     assert kept.content == model.content
     assert all(torch.equal(level, wanted) for level, wanted in zip(kept.features, model.features, strict=True))
@@ -142,6 +145,19 @@ def test_a_model_with_other_bits_is_damaged(registry: Registry, encoder: Encoder
     content[-5000] ^= 1
     registry.storage.write(path, bytes(content))
     assert registry.encoder_model(RESNET, digest_of(registry, key), SIZE) is None
+    registry.add_encoder_model(encoder, digest_of(registry, key), SIZE)  # whoever has the encoder makes it anew
+    assert registry.encoder_model(RESNET, digest_of(registry, key), SIZE) is not None
+
+
+def test_a_model_that_cannot_be_written_is_there_for_who_made_it(
+    registry: Registry, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(storage: Storage, path: str, content: bytes) -> None:
+        raise StorageError(f"{path} cannot be written")
+
+    monkeypatch.setattr(Storage, "write", refuse)
+    assert registry.add_encoder_model(encoder, "0" * 64, SIZE) is not None
+    assert registry.encoder_model(RESNET, "0" * 64, SIZE) is None
 
 
 def test_an_encoder_that_cannot_be_exported_is_not_kept(
@@ -151,7 +167,7 @@ def test_an_encoder_that_cannot_be_exported_is_not_kept(
         raise RuntimeError("no such operation")
 
     monkeypatch.setattr("cflow_ray.store.encoders.encoder_model", refuse)
-    registry.add_encoder_model(encoder, "0" * 64, SIZE)
+    assert registry.add_encoder_model(encoder, "0" * 64, SIZE) is None
     assert registry.storage.files("_encoders") == []
 
 

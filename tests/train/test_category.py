@@ -11,10 +11,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from cflow_ray.config import DataConfig, DetectorConfig, EncoderConfig, FlowConfig
 from cflow_ray.data.datasets import read_data_set
 from cflow_ray.data.images import decode, prepare
+from cflow_ray.data.samples import TEST
+from cflow_ray.model.encoder import Encoder
 from cflow_ray.model.verdict import judge
 from cflow_ray.store.registry import Registry
 from cflow_ray.store.storage import Storage
@@ -103,6 +106,23 @@ def test_a_fit_keeps_its_encoders_model(data: Path, tmp_path: Path) -> None:
     manifest = registry.manifest("grid", version)
     assert registry.encoder_model(manifest.detector.encoder, manifest.encoder_digest, (64, 64)) is not None
     assert len(registry.storage.files("_encoders")) == 2
+
+
+def test_a_fit_encodes_by_its_encoders_model(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The encoder itself sees the model's example, and the test images, which torch scores."""
+    pytest.importorskip("onnxruntime")
+    seen, forward = list[int](), Encoder.forward
+
+    def counting(encoder: Encoder, images_B3HW: Tensor) -> list[Tensor]:
+        seen.append(len(images_B3HW))
+        return forward(encoder, images_B3HW)
+
+    monkeypatch.setattr(Encoder, "forward", counting)
+    outcome, registry = fit(data, tmp_path)
+    samples = read_data_set(DataConfig(data=str(data)), {}).of("grid")
+    assert registry.manifest("grid", str(outcome.version)).training_images > 1
+    of_banks_sizes = 1
+    assert sum(seen) == 1 + of_banks_sizes + sum(sample.split == TEST for sample in samples)
 
 
 SETTINGS: dict[str, dict[str, Any]] = {

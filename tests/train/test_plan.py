@@ -38,6 +38,11 @@ def test_a_plan_writes_nothing(fit_config: FitConfigOf) -> None:
     assert not Path(config.registry).exists()
 
 
+def test_workers_know_their_share_of_a_gpu(fit_config: FitConfigOf) -> None:
+    assert plan_fit(fit_config()).site.gpus == 0
+    assert plan_fit(fit_config(cluster={"resources": {"gpu": 0.25}})).site.gpus == 0.25
+
+
 def test_the_categories_listed_are_those_fitted_unless_all_are_asked_for(fit_config: FitConfigOf) -> None:
     listed = {"categories": {"weave": {}}}
     assert [task.category for task in plan_fit(fit_config(**listed)).due] == ["weave"]
