@@ -65,7 +65,7 @@ $(PEER)/.installed: benchmarks/requirements-anomalib.txt
 	$(PEER)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
-bench-fit: install bench-peer  ## CPU-seconds to fit a category, anomalib to the same AUROC (half an hour)
+bench-fit: install bench-peer  ## CPU-seconds to fit a category, anomalib to the same AUROC (two hours, a quarter of one with BENCH=--reuse-peer)
 bench-score: install bench-peer  ## images per CPU-second against anomalib (minutes)
 bench-encoder: install  ## the whole detector against timm's encoder alone (minutes)
 bench-memory: install bench-peer  ## peak memory of scoring 1,000 images against anomalib (minutes)
