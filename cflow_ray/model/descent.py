@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from cflow_ray.config import DetectorConfig
 from cflow_ray.errors import FitError
@@ -19,28 +16,27 @@ from cflow_ray.model.flow import Decoder
 from cflow_ray.model.gradient import Gradient, GradientByAutograd, GradientByHand
 from cflow_ray.model.grouped import grouped_likelihood
 from cflow_ray.model.initialisation import initialise_from_data
+from cflow_ray.model.paper_descent import PaperDescent, fit_as_the_paper
 from cflow_ray.model.progress import FitProgress
-from cflow_ray.model.recipes import LevelSchedule, PaperSchedule, level_schedule
+from cflow_ray.model.recipes import LevelSchedule, level_schedule
 from cflow_ray.model.seeds import seeded
+from cflow_ray.model.stepping import (
+    Level,
+    below,
+    on_device,
+    rate_of,
+    refuse_non_finite,
+    restore_from,
+    set_rate,
+    start_alike,
+    state_of,
+)
 from cflow_ray.model.team import SOLO, Team, own_share
 
-# Shapes: N fibres of a step, P positions, C channels, D condition channels.
+# Shapes: t tiles, p positions, C channels, D condition channels.
 
 _INITIAL_FIBRES = 100_000  # enough for a covariance of 2048 channels, and a bound on its memory
 _SELECTION_FIBRES = 1024  # looked at every few steps; 8192 choose the same steps of every level of screw
-
-
-@dataclass(frozen=True)
-class Level:
-    """One level of the pyramid in a fit."""
-
-    number: int
-    of: int
-    stride: float
-    """Pixels of the input per position."""
-
-    def __str__(self) -> str:
-        return f"level {self.number} (stride {self.stride:g})"
 
 
 def fit_level(
@@ -55,20 +51,20 @@ def fit_level(
     if config.recipe == "paper":
         shuffles = seeded(seed, "order")  # all levels shuffle the images alike, as one loader would
         descent_of_paper = PaperDescent(decoder.to(context.device), train, generator, shuffles, context.team)
-        return _fit_as_the_paper(level, descent_of_paper, held_out, context)
+        return fit_as_the_paper(level, descent_of_paper, held_out, context)
     schedule = level_schedule(config.recipe, level.stride, len(train))
     initialise_from_data(decoder, train.spread(_INITIAL_FIBRES, generator)[0].flatten(0, 1))
     decoder.to(context.device)
-    best = _Best(level, decoder, _on(context.device, held_out.spread(_SELECTION_FIBRES, generator)))
+    best = _Best(level, decoder, on_device(context.device, held_out.spread(_SELECTION_FIBRES, generator)))
     descent = Descent(decoder, train, schedule, generator, fitting_precision(config, context.device), context.team)
     part = f"level{level.number}"
     if (kept := context.savepoints.load(part)) is not None:
         descent.restore(kept)
         best.restore(kept)
-    _start_alike(decoder, context.team)
+    start_alike(decoder, context.team)
     while descent.taken < schedule.steps:
         loss = descent.step()
-        _refuse_non_finite(loss, level, descent.taken)
+        refuse_non_finite(loss, level, descent.taken)
         if descent.taken % schedule.check_every == 0 or descent.taken == schedule.steps:
             best.look()
             at = (level.number, level.of, descent.taken, schedule.steps)
@@ -116,9 +112,9 @@ class Descent:
 
     def step(self) -> Tensor:
         """Take the next step; its loss, before it."""
-        _set_rate(self._optimiser, self._schedule.rate_at(self.taken))
+        set_rate(self._optimiser, self._schedule.rate_at(self.taken))
         drawn = self._fibres.draw(self._schedule.fibres, self._generator, self._schedule.positions)
-        fibres_tpC, condition_pD = _on(self._parameters.vector.device, drawn)
+        fibres_tpC, condition_pD = on_device(self._parameters.vector.device, drawn)
         self.taken += 1
         mine = own_share(self._team)  # of the positions: each one's condition is computed once
         loss = self._gradient.compute(fibres_tpC[:, mine], condition_pD[mine], of=fibres_tpC[..., 0].numel())
@@ -129,97 +125,18 @@ class Descent:
     @property
     def rate(self) -> float:
         """Learning rate of the last step."""
-        return _rate(self._optimiser)
+        return rate_of(self._optimiser)
 
     def state(self) -> State:
         """All that `restore` goes on from."""
         counters = {"taken": torch.tensor(self.taken), "generator": self._generator.get_state()}
-        return counters | _state_of(self._decoder, self._optimiser)
+        return counters | state_of(self._decoder, self._optimiser)
 
     def restore(self, state: State) -> None:
         """Be where another descent was when it gave this state."""
         self.taken = int(state["taken"])
         self._generator.set_state(state["generator"])
-        _restore(state, self._decoder, self._optimiser)
-
-
-class PaperDescent:
-    """The official code's steps (`train_meta_epoch`): passes over shuffled batches of images, in shuffled fibres."""
-
-    def __init__(
-        self,
-        decoder: Decoder,
-        fibres: Fibres,
-        generator: torch.Generator,
-        shuffles: torch.Generator,
-        team: Team = SOLO,
-    ) -> None:
-        """`generator` shuffles the fibres of a batch of images, `shuffles` the images into batches."""
-        self.schedule = PaperSchedule()
-        self.decoder = decoder
-        self.passes = 0
-        """Ended."""
-        self._fibres = fibres
-        self._team = team
-        self._device = next(decoder.parameters()).device
-        self._generators = {"generator": generator, "shuffles": shuffles}
-        self._optimiser = torch.optim.Adam(_fitted_parameters(decoder), lr=self.schedule.rate)
-
-    def spread(self, fibres: Fibres, count: int) -> tuple[Tensor, Tensor]:
-        """Some other fibres, drawn as those of the descent are."""
-        return _on(self._device, fibres.spread(count, self._generators["generator"]))
-
-    def one_pass(self) -> Iterator[Tensor]:
-        """The next pass over the images; the loss of each of its steps."""
-        meta_epoch, sub_epoch = divmod(self.passes, self.schedule.sub_epochs)
-        batches = list(self._fibres.batches(self.schedule.images, self._generators["shuffles"]))
-        for batch, tiles in enumerate(batches):
-            of_epoch = (batch + sub_epoch * len(batches), self.schedule.sub_epochs * len(batches))
-            _set_rate(self._optimiser, self.schedule.rate_at(meta_epoch, *of_epoch))
-            for drawn in self._fibres.shuffled(tiles, self.schedule.fibres, self._generators["generator"]):
-                fibres_NC, condition_ND = _on(self._device, drawn)
-                mine = own_share(self._team)
-                likelihood_N = self.decoder(fibres_NC[mine], condition_ND[mine])
-                yield _step(self._optimiser, likelihood_N, len(fibres_NC), self._team)
-        self.passes += 1
-
-    @property
-    def rate(self) -> float:
-        """Learning rate of the last step."""
-        return _rate(self._optimiser)
-
-    def state(self) -> State:
-        """All that `restore` goes on from, between two passes."""
-        draws = {name: generator.get_state() for name, generator in self._generators.items()}
-        return {"passes": torch.tensor(self.passes)} | draws | _state_of(self.decoder, self._optimiser)
-
-    def restore(self, state: State) -> None:
-        """Be where another descent was when it gave this state."""
-        self.passes = int(state["passes"])
-        for name, generator in self._generators.items():
-            generator.set_state(state[name])
-        _restore(state, self.decoder, self._optimiser)
-
-
-def _fit_as_the_paper(level: Level, descent: PaperDescent, held_out: Fibres, context: FitContext) -> Decoder:
-    """The last step's weights: nothing selects. The held-out likelihood is only shown, after every pass."""
-    seen = descent.spread(held_out, _SELECTION_FIBRES)
-    passes, part = descent.schedule.meta_epochs * descent.schedule.sub_epochs, f"level{level.number}"
-    if (kept := context.savepoints.load(part)) is not None:
-        descent.restore(kept)
-    _start_alike(descent.decoder, context.team)
-    while descent.passes < passes:
-        for step, loss in enumerate(descent.one_pass(), start=1):
-            _refuse_non_finite(loss, level, step, f" of pass {descent.passes + 1}")
-        with torch.no_grad():
-            nll = -float(grouped_likelihood(descent.decoder, *seen).mean())
-        at = (level.number, level.of, descent.passes, passes)
-        context.watch(FitProgress(*at, nll, loss=float(loss), rate=descent.rate), descent.decoder)
-        if context.savepoints.due(part):
-            context.savepoints.save(part, descent.state())
-    if not all(torch.isfinite(parameter).all() for parameter in descent.decoder.parameters()):
-        raise FitError(f"the weights stopped being finite at {level}, in the last step.")
-    return descent.decoder
+        restore_from(state, self._decoder, self._optimiser)
 
 
 class _Best:
@@ -245,7 +162,7 @@ class _Best:
         }
 
     def restore(self, state: State) -> None:
-        self.nll, self._state = float(state["nll"]), _below("best.", state)
+        self.nll, self._state = float(state["nll"]), below("best.", state)
 
     def decoder(self) -> Decoder:
         if not self._state:
@@ -254,70 +171,8 @@ class _Best:
         return self._decoder
 
 
-def _on(device: str | torch.device, drawn: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Fibres and their condition, there."""
-    fibres, condition = drawn
-    return fibres.to(device), condition.to(device)
-
-
 def _gradient(decoder: Decoder, parameters: FittedParameters, precision: torch.dtype) -> Gradient:
     """By hand where the networks keep the parameters' precision."""
     if precision == parameters.vector.dtype:
         return GradientByHand(decoder, parameters)
     return GradientByAutograd(decoder, parameters, precision)
-
-
-def _step(optimiser: torch.optim.Optimizer, likelihood: Tensor, fibres: int, team: Team) -> Tensor:
-    """One step by the mean loss of the `fibres` of all members, of which `likelihood` holds this one's share."""
-    loss = -functional.logsigmoid(likelihood).sum() / fibres
-    optimiser.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    total = loss.detach()
-    team.add_up([total, *(p.grad for group in optimiser.param_groups for p in group["params"])])
-    optimiser.step()
-    return total
-
-
-def _start_alike(decoder: Decoder, team: Team) -> None:
-    """Every member goes on from the first one's weights: processors may differ in the last bit of a start."""
-    for tensor in decoder.state_dict().values():
-        team.take_from(0, tensor)
-
-
-def _set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
-    for group in optimiser.param_groups:
-        group["lr"] = rate
-
-
-def _rate(optimiser: torch.optim.Optimizer) -> float:
-    return float(optimiser.param_groups[0]["lr"])
-
-
-def _refuse_non_finite(loss: Tensor, level: Level, step: int, of: str = "") -> None:
-    if not torch.isfinite(loss):
-        raise FitError(f"the loss became {loss.item()} at {level}, step {step}{of}.")
-
-
-def _fitted_parameters(decoder: Decoder) -> list[Tensor]:
-    return [parameter for parameter in decoder.parameters() if parameter.requires_grad]
-
-
-def _state_of(decoder: Decoder, optimiser: torch.optim.Optimizer) -> State:
-    """Weights and moments, each named alike in every descent of such a decoder."""
-    state = {f"decoder.{name}": tensor for name, tensor in decoder.state_dict().items()}
-    for number, moments in optimiser.state_dict()["state"].items():
-        state |= {f"adam.{number}.{name}": tensor for name, tensor in moments.items()}
-    return state
-
-
-def _restore(state: State, decoder: Decoder, optimiser: torch.optim.Optimizer) -> None:
-    decoder.load_state_dict(_below("decoder.", state))
-    moments: dict[int, State] = {}
-    for name, tensor in _below("adam.", state).items():
-        number, _, moment = name.partition(".")
-        moments.setdefault(int(number), {})[moment] = tensor
-    optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
-
-
-def _below(prefix: str, state: State) -> State:
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}

@@ -12,7 +12,7 @@ from torch import Tensor
 from cflow_ray.config import DetectorConfig
 from cflow_ray.model.calibration import held_out_likelihood, image_scores_of
 from cflow_ray.model.context import ALONE, FitContext
-from cflow_ray.model.descent import Level, fit_level
+from cflow_ray.model.descent import fit_level
 from cflow_ray.model.features import Features
 from cflow_ray.model.fibres import Fibres
 from cflow_ray.model.fitted import Fitted
@@ -21,6 +21,7 @@ from cflow_ray.model.partition import Split, splits_of
 from cflow_ray.model.region import read_from
 from cflow_ray.model.scoring import Calibration
 from cflow_ray.model.seeds import model_seed
+from cflow_ray.model.stepping import Level
 from cflow_ray.model.team import interleaved, share_of
 
 # Shapes: I images, T tiles, P = h * w positions of a level, C channels.

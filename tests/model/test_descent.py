@@ -15,14 +15,16 @@ from torch import Tensor, nn
 from cflow_ray.config import DetectorConfig, EncoderConfig, FlowConfig
 from cflow_ray.errors import FitError
 from cflow_ray.model.context import FitContext
-from cflow_ray.model.descent import Level, PaperDescent, fit_level, fitting_precision
+from cflow_ray.model.descent import fit_level, fitting_precision
 from cflow_ray.model.features import Features
 from cflow_ray.model.fibres import Fibres
 from cflow_ray.model.flow import Decoder
+from cflow_ray.model.paper_descent import PaperDescent
 from cflow_ray.model.position import position_encoding
 from cflow_ray.model.progress import FitProgress
 from cflow_ray.model.recipes import PaperSchedule
 from cflow_ray.model.seeds import seeded
+from cflow_ray.model.stepping import Level
 
 FLOW = FlowConfig(blocks=2, condition_channels=8)
 LEVEL = Level(number=1, of=3, stride=16)
