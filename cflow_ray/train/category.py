@@ -157,11 +157,13 @@ class _Fit:
 
     def _encoder_model(self) -> EncoderModel | None:
         """The encoder's model in the registry, where the first member keeps it for all that score with it."""
-        network, size = self._encoder.config, self._task.detector.size
+        size, model = self._task.detector.size, None
         if self._is_first:
-            self._registry.add_encoder_model(self._encoder, self._encoder_digest, size)
+            model = self._registry.add_encoder_model(self._encoder, self._encoder_digest, size)
         self._team.gather(None)  # the others find it now
-        return self._registry.encoder_model(network, self._encoder_digest, size)
+        if self._is_first:
+            return model
+        return self._registry.encoder_model(self._encoder.config, self._encoder_digest, size)
 
     def _region(self) -> Tensor | None:
         """The region of interest at the input's size; DataError where it is unreadable or empty."""

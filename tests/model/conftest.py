@@ -36,3 +36,13 @@ def make_decoder() -> MakeDecoder:
         return decoder
 
     return make
+
+
+def random_decoder(channels: int, config: FlowConfig, seed: int = 0) -> Decoder:
+    """A decoder no parameter of which is at its start, in double precision."""
+    generator = torch.Generator().manual_seed(seed)
+    decoder = Decoder(channels, config, generator).double()
+    for block in decoder.blocks:
+        block.global_scale.data += torch.randn(block.global_scale.shape, generator=generator)
+        block.global_offset.data += torch.randn(block.global_offset.shape, generator=generator)
+    return decoder

@@ -14,16 +14,7 @@ from cflow_ray.model.fitted_parameters import FittedParameters
 from cflow_ray.model.flow import Decoder
 from cflow_ray.model.gradient import Gradient, GradientByAutograd, GradientByHand
 from cflow_ray.model.grouped import grouped_likelihood
-
-
-def random_decoder(channels: int, config: FlowConfig, seed: int = 0) -> Decoder:
-    """A decoder no parameter of which is at its start, in double precision."""
-    generator = torch.Generator().manual_seed(seed)
-    decoder = Decoder(channels, config, generator).double()
-    for block in decoder.blocks:
-        block.global_scale.data += torch.randn(block.global_scale.shape, generator=generator)
-        block.global_offset.data += torch.randn(block.global_offset.shape, generator=generator)
-    return decoder
+from tests.model.conftest import random_decoder
 
 
 def draw(images: int, positions: int, channels: int, condition: int, seed: int = 1) -> tuple[Tensor, Tensor]:

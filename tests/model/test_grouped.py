@@ -7,18 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cflow_ray.config import FlowConfig
-from cflow_ray.model.flow import Decoder
 from cflow_ray.model.grouped import grouped_likelihood
-
-
-def random_decoder(channels: int, blocks: int = 3, seed: int = 0) -> Decoder:
-    """A decoder no parameter of which is at its start."""
-    generator = torch.Generator().manual_seed(seed)
-    decoder = Decoder(channels, FlowConfig(blocks=blocks, condition_channels=8), generator).double()
-    for block in decoder.blocks:
-        block.global_scale.data += torch.randn(block.global_scale.shape, generator=generator)
-        block.global_offset.data += torch.randn(block.global_offset.shape, generator=generator)
-    return decoder
+from tests.model.conftest import random_decoder
 
 
 @given(
@@ -30,7 +20,7 @@ def random_decoder(channels: int, blocks: int = 3, seed: int = 0) -> Decoder:
 )
 @settings(max_examples=40, deadline=None)
 def test_it_is_what_freia_gives(channels: int, blocks: int, images: int, positions: int, seed: int):
-    decoder = random_decoder(channels, blocks, seed)
+    decoder = random_decoder(channels, FlowConfig(blocks=blocks, condition_channels=8), seed)
     generator = torch.Generator().manual_seed(seed + 1)
     fibres_BPC = torch.randn(images, positions, channels, generator=generator, dtype=torch.float64)
     condition_PD = torch.randn(positions, 8, generator=generator, dtype=torch.float64)
@@ -39,7 +29,7 @@ def test_it_is_what_freia_gives(channels: int, blocks: int, images: int, positio
 
 
 def test_gradients_are_those_of_freia():
-    decoder, twin = random_decoder(7), random_decoder(7)
+    decoder, twin = (random_decoder(7, FlowConfig(blocks=3, condition_channels=8)) for _ in range(2))
     fibres_BPC, condition_PD = torch.randn(3, 5, 7).double(), torch.randn(5, 8).double()
     grouped_likelihood(decoder, fibres_BPC, condition_PD).mean().backward()
     twin(fibres_BPC.flatten(0, 1), condition_PD.repeat(3, 1)).mean().backward()
