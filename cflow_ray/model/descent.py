@@ -11,27 +11,15 @@ from cflow_ray.config import DetectorConfig
 from cflow_ray.errors import FitError
 from cflow_ray.model.context import ALONE, FitContext, State
 from cflow_ray.model.fibres import Fibres
-from cflow_ray.model.fitted_parameters import FittedParameters
 from cflow_ray.model.flow import Decoder
-from cflow_ray.model.gradient import Gradient, GradientByAutograd, GradientByHand
 from cflow_ray.model.grouped import grouped_likelihood
 from cflow_ray.model.initialisation import initialise_from_data
 from cflow_ray.model.paper_descent import PaperDescent, fit_as_the_paper
 from cflow_ray.model.progress import FitProgress
 from cflow_ray.model.recipes import LevelSchedule, level_schedule
 from cflow_ray.model.seeds import seeded
-from cflow_ray.model.stepping import (
-    Level,
-    below,
-    on_device,
-    rate_of,
-    refuse_non_finite,
-    restore_from,
-    set_rate,
-    start_alike,
-    state_of,
-)
-from cflow_ray.model.team import SOLO, Team, own_share
+from cflow_ray.model.stepping import Level, Stepper, below, on_device, refuse_non_finite, start_alike
+from cflow_ray.model.team import SOLO, Team
 
 # Shapes: t tiles, p positions, C channels, D condition channels.
 
@@ -88,7 +76,7 @@ def _multiplies_bfloat16(device: str) -> bool:
 
 
 class Descent:
-    """Adam along a schedule on random fibres. Loss: -log sigmoid(log p / C), paper section 5."""
+    """Steps along a schedule on random fibres."""
 
     def __init__(
         self,
@@ -101,42 +89,33 @@ class Descent:
     ) -> None:
         self.taken = 0
         """Steps."""
-        self._decoder = decoder
         self._fibres = fibres
         self._schedule = schedule
         self._generator = generator
-        self._team = team
-        self._parameters = FittedParameters(decoder)
-        self._gradient = _gradient(decoder, self._parameters, precision)
-        self._optimiser = torch.optim.Adam([self._parameters.vector], lr=schedule.rate, fused=True)
+        self._stepper = Stepper(decoder, precision, team)
 
     def step(self) -> Tensor:
         """Take the next step; its loss, before it."""
-        set_rate(self._optimiser, self._schedule.rate_at(self.taken))
-        drawn = self._fibres.draw(self._schedule.fibres, self._generator, self._schedule.positions)
-        fibres_tpC, condition_pD = on_device(self._parameters.vector.device, drawn)
+        rate = self._schedule.rate_at(self.taken)
+        fibres_tpC, condition_pD = self._fibres.draw(self._schedule.fibres, self._generator, self._schedule.positions)
         self.taken += 1
-        mine = own_share(self._team)  # of the positions: each one's condition is computed once
-        loss = self._gradient.compute(fibres_tpC[:, mine], condition_pD[mine], of=fibres_tpC[..., 0].numel())
-        self._team.add_up([loss, self._parameters.vector_gradient])
-        self._optimiser.step()
-        return loss
+        return self._stepper.step(fibres_tpC, condition_pD, rate)
 
     @property
     def rate(self) -> float:
         """Learning rate of the last step."""
-        return rate_of(self._optimiser)
+        return self._stepper.rate
 
     def state(self) -> State:
         """All that `restore` goes on from."""
         counters = {"taken": torch.tensor(self.taken), "generator": self._generator.get_state()}
-        return counters | state_of(self._decoder, self._optimiser)
+        return counters | self._stepper.state()
 
     def restore(self, state: State) -> None:
         """Be where another descent was when it gave this state."""
         self.taken = int(state["taken"])
         self._generator.set_state(state["generator"])
-        restore_from(state, self._decoder, self._optimiser)
+        self._stepper.restore(state)
 
 
 class _Best:
@@ -169,10 +148,3 @@ class _Best:
             raise FitError(f"the held-out likelihood was never finite at {self._level}; its features cannot be fitted.")
         self._decoder.load_state_dict(self._state)
         return self._decoder
-
-
-def _gradient(decoder: Decoder, parameters: FittedParameters, precision: torch.dtype) -> Gradient:
-    """By hand where the networks keep the parameters' precision."""
-    if precision == parameters.vector.dtype:
-        return GradientByHand(decoder, parameters)
-    return GradientByAutograd(decoder, parameters, precision)

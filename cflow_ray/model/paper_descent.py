@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from cflow_ray.errors import FitError
 from cflow_ray.model.context import FitContext, State
@@ -15,17 +14,8 @@ from cflow_ray.model.flow import Decoder
 from cflow_ray.model.grouped import grouped_likelihood
 from cflow_ray.model.progress import FitProgress
 from cflow_ray.model.recipes import PaperSchedule
-from cflow_ray.model.stepping import (
-    Level,
-    on_device,
-    rate_of,
-    refuse_non_finite,
-    restore_from,
-    set_rate,
-    start_alike,
-    state_of,
-)
-from cflow_ray.model.team import SOLO, Team, own_share
+from cflow_ray.model.stepping import Level, Stepper, on_device, refuse_non_finite, start_alike
+from cflow_ray.model.team import SOLO, Team
 
 # Shapes: N fibres of a step, C channels, D condition channels.
 
@@ -70,11 +60,9 @@ class PaperDescent:
         self.passes = 0
         """Ended."""
         self._fibres = fibres
-        self._team = team
         self._device = next(decoder.parameters()).device
         self._generators = {"generator": generator, "shuffles": shuffles}
-        self._fitted = [parameter for parameter in decoder.parameters() if parameter.requires_grad]
-        self._optimiser = torch.optim.Adam(self._fitted, lr=self.schedule.rate)
+        self._stepper = Stepper(decoder, team=team)
 
     def spread(self, fibres: Fibres, count: int) -> tuple[Tensor, Tensor]:
         """Some other fibres, drawn as those of the descent are."""
@@ -86,38 +74,26 @@ class PaperDescent:
         batches = list(self._fibres.batches(self.schedule.images, self._generators["shuffles"]))
         for batch, tiles in enumerate(batches):
             of_epoch = (batch + sub_epoch * len(batches), self.schedule.sub_epochs * len(batches))
-            set_rate(self._optimiser, self.schedule.rate_at(meta_epoch, *of_epoch))
-            for drawn in self._fibres.shuffled(tiles, self.schedule.fibres, self._generators["generator"]):
-                fibres_NC, condition_ND = on_device(self._device, drawn)
-                mine = own_share(self._team)
-                likelihood_N = self.decoder(fibres_NC[mine], condition_ND[mine])
-                yield self._step(likelihood_N, len(fibres_NC))
+            rate = self.schedule.rate_at(meta_epoch, *of_epoch)
+            for fibres_NC, condition_ND in self._fibres.shuffled(
+                tiles, self.schedule.fibres, self._generators["generator"]
+            ):
+                yield self._stepper.step(fibres_NC[None], condition_ND, rate)  # each at a position of its own
         self.passes += 1
 
     @property
     def rate(self) -> float:
         """Learning rate of the last step."""
-        return rate_of(self._optimiser)
+        return self._stepper.rate
 
     def state(self) -> State:
         """All that `restore` goes on from, between two passes."""
         draws = {name: generator.get_state() for name, generator in self._generators.items()}
-        return {"passes": torch.tensor(self.passes)} | draws | state_of(self.decoder, self._optimiser)
+        return {"passes": torch.tensor(self.passes)} | draws | self._stepper.state()
 
     def restore(self, state: State) -> None:
         """Be where another descent was when it gave this state."""
         self.passes = int(state["passes"])
         for name, generator in self._generators.items():
             generator.set_state(state[name])
-        restore_from(state, self.decoder, self._optimiser)
-
-    def _step(self, likelihood_N: Tensor, fibres: int) -> Tensor:
-        """One step by the mean loss of the `fibres` of all members, of which `likelihood_N` holds this one's share."""
-        loss = -functional.logsigmoid(likelihood_N).sum() / fibres
-        self._optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        total = loss.detach()
-        gradients = [parameter.grad for parameter in self._fitted if parameter.grad is not None]
-        self._team.add_up([total, *gradients])
-        self._optimiser.step()
-        return total
+        self._stepper.restore(state)

@@ -1,4 +1,4 @@
-"""What every descent does around its steps: learning rates, the state it can go on from, where its tensors are."""
+"""The step that every descent takes, and what it does around it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ from torch import Tensor
 
 from cflow_ray.errors import FitError
 from cflow_ray.model.context import State
+from cflow_ray.model.fitted_parameters import FittedParameters
 from cflow_ray.model.flow import Decoder
-from cflow_ray.model.team import Team
+from cflow_ray.model.gradient import Gradient, GradientByAutograd, GradientByHand
+from cflow_ray.model.team import SOLO, Team, own_share
+
+# Shapes: B images, P positions, C channels, D condition channels.
 
 
 @dataclass(frozen=True)
@@ -44,35 +48,55 @@ def start_alike(decoder: Decoder, team: Team) -> None:
         team.take_from(0, tensor)
 
 
-def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
-    """Of all parameters, from the next step on."""
-    for group in optimiser.param_groups:
-        group["lr"] = rate
+class Stepper:
+    """Adam on all that is fitted of a decoder, by the loss -log sigmoid(log p / C) (paper section 5)."""
 
+    def __init__(self, decoder: Decoder, precision: torch.dtype = torch.float32, team: Team = SOLO) -> None:
+        """`precision` is that of the couplings' networks; `team` shares the fibres of every step."""
+        self._decoder = decoder
+        self._team = team
+        self._parameters = FittedParameters(decoder)
+        self._gradient = _gradient(decoder, self._parameters, precision)
+        self._optimiser = torch.optim.Adam([self._parameters.vector], fused=True)
 
-def rate_of(optimiser: torch.optim.Optimizer) -> float:
-    """Of the last step."""
-    return float(optimiser.param_groups[0]["lr"])
+    @property
+    def rate(self) -> float:
+        """Learning rate of the last step."""
+        return float(self._optimiser.param_groups[0]["lr"])
 
+    def step(self, fibres_BPC: Tensor, condition_PD: Tensor, rate: float) -> Tensor:
+        """Take a step by the mean loss of the team's fibres at P positions of B images; that loss, before the step."""
+        device = self._parameters.vector.device
+        mine = own_share(self._team)  # of the positions: each one's condition is computed once
+        own_fibres, own_condition = fibres_BPC[:, mine].to(device), condition_PD[mine].to(device)
+        loss = self._gradient.compute(own_fibres, own_condition, of=fibres_BPC[..., 0].numel())
+        self._team.add_up([loss, self._parameters.vector_gradient])
+        self._optimiser.param_groups[0]["lr"] = rate
+        self._optimiser.step()
+        return loss
 
-def state_of(decoder: Decoder, optimiser: torch.optim.Optimizer) -> State:
-    """Weights and moments, each named alike in every descent of such a decoder."""
-    state = {f"decoder.{name}": tensor for name, tensor in decoder.state_dict().items()}
-    for number, moments in optimiser.state_dict()["state"].items():
-        state |= {f"adam.{number}.{name}": tensor for name, tensor in moments.items()}
-    return state
+    def state(self) -> State:
+        """All that `restore` goes on from: weights and moments."""
+        moments = self._optimiser.state_dict()["state"].get(0, {})
+        return {f"decoder.{name}": tensor for name, tensor in self._decoder.state_dict().items()} | {
+            f"adam.{name}": tensor for name, tensor in moments.items()
+        }
 
-
-def restore_from(state: State, decoder: Decoder, optimiser: torch.optim.Optimizer) -> None:
-    """Take over what `state_of` gave, of a decoder and an optimiser made alike."""
-    decoder.load_state_dict(below("decoder.", state))
-    moments: dict[int, State] = {}
-    for name, tensor in below("adam.", state).items():
-        number, _, moment = name.partition(".")
-        moments.setdefault(int(number), {})[moment] = tensor
-    optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
+    def restore(self, state: State) -> None:
+        """Be where another stepper was, of a decoder made alike, when it gave this state."""
+        self._decoder.load_state_dict(below("decoder.", state))
+        moments = below("adam.", state)
+        groups = self._optimiser.state_dict()["param_groups"]
+        self._optimiser.load_state_dict({"state": {0: moments} if moments else {}, "param_groups": groups})
 
 
 def below(prefix: str, state: State) -> State:
     """The part of a state whose names start like this, named by the rest."""
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+def _gradient(decoder: Decoder, parameters: FittedParameters, precision: torch.dtype) -> Gradient:
+    """By hand where the networks keep the parameters' precision."""
+    if precision == parameters.vector.dtype:
+        return GradientByHand(decoder, parameters)
+    return GradientByAutograd(decoder, parameters, precision)
