@@ -47,7 +47,7 @@ from cflow_ray.train.memory import PeakMemory
 from cflow_ray.train.progress import CategoryMeter, CategoryProgress
 from cflow_ray.train.promotion import HeldOutImages, likeliest, mean_nll, promote
 from cflow_ray.train.task import FitSite, FitTask, Outcome
-from cflow_ray.train.testing import score_test_images
+from cflow_ray.train.testing import Networks, TestImage, score_test_images
 
 _SAVEPOINTS = "_savepoints"
 _SAVEPOINT_FORMAT = 3  # of the states, and of what a recipe does
@@ -86,6 +86,7 @@ class _Fit:
         self._device = prepared_device(site.gpus)
         self._encoder = Encoder(task.detector.encoder, self._weights).to(self._device)
         self._encoder_digest = digest(self._weights)
+        self._encoder_model: EncoderModel | None = None
         self._images = CategoryImages(self._data.root, task.detector)
 
     def run(self) -> Outcome:
@@ -119,7 +120,7 @@ class _Fit:
                 context = FitContext(watch, savepoints, self._team, self._device)
                 fitted = fit_detector(features, detector, self._seed(detector), context, region_HW, splits)
                 if self._is_first:
-                    yield self._store(fitted, len(features), start)
+                    yield self._store(fitted, len(features), start, meter)
             start = time.monotonic()
 
     def _finished(self, detector: DetectorConfig) -> Manifest | None:
@@ -147,7 +148,8 @@ class _Fit:
             return altered_copies(image_3HW, self._task.detector.augmentation, self._shared_seed)
 
         share, size = share_of(normals, self._team), self._task.detector.size
-        with fast_encoder(self._encoder, self._encoder_model(), size, self._device) as encoder:
+        self._encoder_model = self._kept_encoder_model()
+        with fast_encoder(self._encoder, self._encoder_model, size, self._device) as encoder:
             own = self._images.encoded(share, encoder, copies, cache.keep, region_HW)
         for notes in self._team.gather(self._images.unreadable):
             self._images.unreadable |= notes
@@ -155,7 +157,7 @@ class _Fit:
         readable = [sample.image not in self._images.unreadable for sample in normals]
         return pooled(own, list(compress(ranks, readable)), self._team, cache.keep)
 
-    def _encoder_model(self) -> EncoderModel | None:
+    def _kept_encoder_model(self) -> EncoderModel | None:
         """The encoder's model in the registry, where the first member keeps it for all that score with it."""
         size, model = self._task.detector.size, None
         if self._is_first:
@@ -218,11 +220,10 @@ class _Fit:
         if self._is_first:
             savepoints.forget()
 
-    def _store(self, fitted: Fitted, images: int, start: float) -> Manifest:
+    def _store(self, fitted: Fitted, images: int, start: float, meter: CategoryMeter) -> Manifest:
         """Evaluate and write a version; its manifest. Images were first read or, for a later seed, fitted at `start`."""
-        test_images = self._images.readable(self._data.of(self._task.category, TEST))
-        networks = (fitted.detector(), self._encoder)
-        findings, attachments = score_test_images(networks, self._device, self._data.root, test_images)
+        networks = Networks(fitted.detector(), self._encoder, self._encoder_model, self._device)
+        findings, attachments = score_test_images(networks, self._data.root, self._test_images(meter))
         self._registry.add_encoder(self._weights)
 
         def describe(version: str) -> Manifest:
@@ -245,6 +246,13 @@ class _Fit:
 
         version = self._registry.add(self._task.category, fitted, describe, attachments)
         return self._registry.manifest(self._task.category, version)
+
+    def _test_images(self, meter: CategoryMeter) -> Iterator[TestImage]:
+        """The readable ones, each reported as it comes up."""
+        samples = self._data.of(self._task.category, TEST)
+        for number, image in enumerate(self._images.readable(samples), start=1):
+            self._report(meter.testing(number, len(samples)))
+            yield image
 
     def _outcome(self, best: Manifest, promoted: bool, reason: str) -> Outcome:
         support = Calibration.of(best.peaks, best.calibration_scores).support(best.detector.target_fpr)

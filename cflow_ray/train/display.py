@@ -73,6 +73,9 @@ def _position(progress: CategoryProgress | None) -> tuple[int, int, str]:
     """Where the bar of a category stands, and what is said behind it."""
     if progress is None:
         return 0, _STEPS, "starting"
+    position = min(int(progress.share * _STEPS), _STEPS - 1)
+    if progress.test_image:
+        return position, _STEPS, f"scoring test image {progress.test_image}/{progress.of_test_images}"
     if progress.fit is None:
         read = f"encoding image {progress.images}/{progress.of_images}, {progress.images_per_second:.1f} images/s"
         return 0, _STEPS, read
@@ -81,7 +84,7 @@ def _position(progress: CategoryProgress | None) -> tuple[int, int, str]:
     level = f"level {fit.level + 1} step {fit.step}/{fit.steps}"
     left = "" if progress.seconds_left is None else f", {_duration(progress.seconds_left)} left"
     note = f"{model}{level}, held-out NLL {fit.nll:.3f}{left}, encoded at {progress.images_per_second:.1f} images/s"
-    return min(int(progress.share * _STEPS), _STEPS - 1), _STEPS, note
+    return position, _STEPS, note
 
 
 def _duration(seconds: float) -> str:

@@ -1,10 +1,10 @@
-"""How far a category is, as its worker reports it: reading and encoding images first, then the steps of its levels."""
+"""How far a category is, as its worker reports it: encoding images, the steps of its levels, the test images."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cflow_ray.model.progress import FitProgress
 
@@ -23,6 +23,9 @@ class CategoryProgress:
     """Of all steps of all levels, models and seeds."""
     seconds_left: float | None = None
     """Estimated from the steps so far; None before the first."""
+    test_image: int = 0
+    """The test image that is being scored, from 1; 0 while the levels are fitted."""
+    of_test_images: int = 0
 
 
 class CategoryMeter:
@@ -38,6 +41,7 @@ class CategoryMeter:
         self._rate = 0.0
         self._fit_start: float | None = None
         self._first_share = 0.0
+        self._last: CategoryProgress = CategoryProgress(0, images, 0.0)
         self._share_of: dict[tuple[int, int, int], float] = {}  # (fit, model, level) -> share of its steps
 
     def encoded(self) -> CategoryProgress:
@@ -56,4 +60,9 @@ class CategoryMeter:
             self._fit_start, self._first_share = self._clock(), share
         passed, gained = self._clock() - self._fit_start, share - self._first_share
         left = passed / gained * (1 - share) if gained > 0 else None
-        return CategoryProgress(self._images, self._of_images, self._rate, progress, share, left)
+        self._last = CategoryProgress(self._images, self._of_images, self._rate, progress, share, left)
+        return self._last
+
+    def testing(self, image: int, of_images: int) -> CategoryProgress:
+        """A fit has ended, and test image `image` of so many is read."""
+        return replace(self._last, test_image=image, of_test_images=of_images)

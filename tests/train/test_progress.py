@@ -56,3 +56,11 @@ def test_a_fit_that_goes_on_from_a_savepoint_counts_what_is_done_but_not_in_its_
     look = meter.stepped(0, FitProgress(0, 1, 90, 100, 0.0))
     assert look.share == pytest.approx(0.9)
     assert look.seconds_left == pytest.approx(10.0)
+
+
+def test_test_images_are_counted_from_where_the_fit_is() -> None:
+    meter = CategoryMeter(images=1, fits=2)
+    stepped = meter.stepped(0, FitProgress(0, 1, 10, 10, 0.0))
+    look = meter.testing(3, 7)
+    assert (look.test_image, look.of_test_images, look.share) == (3, 7, stepped.share) == (3, 7, 0.5)
+    assert meter.stepped(1, FitProgress(0, 1, 5, 10, 0.0)).test_image == 0
