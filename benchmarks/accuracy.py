@@ -5,8 +5,8 @@ Run: python -m benchmarks.accuracy [--only screw-256,cookie-256] [--encoder resn
 
 Every set is encoded once (train and test), then each recipe and seed is fitted from the same features and scored. No
 test image chooses anything. All but 4 to 10 % of the training images train (`calibration_fraction: 0.01`): accuracy is
-that of the kept model, whatever calibrates it. Rows that `results/accuracy.json` holds already are kept, so a run that
-was stopped goes on.
+that of the kept model, whatever calibrates it. Rows that `results/accuracy.json` holds already are kept, and a fit goes
+on from its savepoint, so a run that was stopped goes on: at the same commit.
 """
 
 from __future__ import annotations
@@ -35,15 +35,19 @@ from cflow_ray.data.loading import load_images
 from cflow_ray.data.samples import TEST, DataSet, Sample
 from cflow_ray.evaluation.evaluate import read_mask
 from cflow_ray.evaluation.metrics import compute_metrics
+from cflow_ray.model.context import FitContext, State
 from cflow_ray.model.encoder import Encoder
 from cflow_ray.model.features import Features, encode
 from cflow_ray.model.fitting import fit_detector
 from cflow_ray.model.seeds import category_seed
 from cflow_ray.model.tiling import Layout
+from cflow_ray.store.savepoints import StoredSavepoints
 from cflow_ray.store.storage import Storage
 from cflow_ray.store.weights import read_weights
 
 _DATA = Path(__file__).parent / ".data"
+_SAVE_SECONDS = 60
+_CPU_SECONDS = "cpu_seconds"
 _INSPECTION = CHECKOUT.parent / "shared"
 _ROOTS = {"screw": "data/screw", "tile": "data/magnetic_tile", "cookie": "data/cookie"}
 _SETS = ("screw-256", "screw-512", "tile-256", "cookie-256", *(f"{name}-256" for name in synthetic.CATEGORIES))
@@ -69,6 +73,31 @@ class EncodedSet:
     masks: list[NDArray[np.bool_] | None]
     seconds: float
     """CPU seconds of encoding the training images."""
+
+
+class MeteredSavepoints(StoredSavepoints):
+    """Savepoints of a fit that know how many CPU seconds it has taken, those before it was stopped included."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(Storage(str(folder)), _SAVE_SECONDS)
+        self._began = time.process_time()
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Since the fit began."""
+        return time.process_time() - self._began
+
+    def load(self, part: str) -> State | None:
+        """As the state was saved; the seconds until then count."""
+        state = super().load(part)
+        if state is not None:
+            missed = float(state.pop(_CPU_SECONDS)) - self.cpu_seconds
+            self._began -= max(0.0, missed)
+        return state
+
+    def save(self, part: str, state: State) -> None:
+        """With the seconds until now."""
+        super().save(part, state | {_CPU_SECONDS: torch.tensor(self.cpu_seconds, dtype=torch.float64)})
 
 
 def main() -> None:
@@ -145,9 +174,11 @@ def _fit(encoded: EncodedSet, row: dict[str, Any]) -> dict[str, Any]:
         calibration="split",
         calibration_fraction=0.01,
     )
-    cpu, wall = time.process_time(), time.monotonic()
-    detector = fit_detector(encoded.train, config, category_seed(row["seed"], name)).detector()
-    seconds = {"fit_cpu_seconds": time.process_time() - cpu, "fit_wall_seconds": time.monotonic() - wall}
+    savepoints = MeteredSavepoints(_DATA / "savepoints" / "-".join(map(str, [*row.values(), commit()])))
+    context = FitContext(savepoints=savepoints)
+    detector = fit_detector(encoded.train, config, category_seed(row["seed"], name), context).detector()
+    seconds = {"fit_cpu_seconds": savepoints.cpu_seconds}
+    savepoints.forget("")
     scores, maps = [], []
     for image in range(len(encoded.test)):
         map_HW = detector.maps([level.maps([image]) for level in encoded.test.levels])[0]

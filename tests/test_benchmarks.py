@@ -8,7 +8,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
+from benchmarks.accuracy import MeteredSavepoints
 from benchmarks.fit import _early_stop, repriced
 from benchmarks.fit_all import peer_seconds, spread
 from benchmarks.images import draw_factory
@@ -77,3 +79,17 @@ def test_a_drawn_factory_has_the_images_asked_for(tmp_path: Path):
     for number, name in enumerate(names):
         assert len(list((tmp_path / name / "train").rglob("*.png"))) == (2 if number % 2 else 3)
         assert len(list((tmp_path / name / "test").rglob("*.png"))) == (0 if number % 2 else 10)
+
+
+def test_a_fit_that_goes_on_counts_the_seconds_before_it_was_stopped(tmp_path: Path):
+    before = MeteredSavepoints(tmp_path)
+    before._began -= 300
+    before.save("level0", {"weights": torch.ones(2)})
+    after = MeteredSavepoints(tmp_path)
+    state = after.load("level0")
+    assert state is not None
+    assert list(state) == ["weights"]
+    assert 300 < after.cpu_seconds < 400
+    after.load("level0")  # what it has counted is not counted twice
+    assert after.cpu_seconds < 400
+    assert after.load("level1") is None
