@@ -109,6 +109,10 @@ class AugmentationConfig(Model):
         return self
 
 
+_CROSS_BELOW = 200
+"""Normal images from which `calibration: auto` holds images out instead of fitting folds."""
+
+
 class DetectorConfig(Model):
     """Everything that decides the weights and the score of one category's detector."""
 
@@ -153,6 +157,10 @@ class DetectorConfig(Model):
     def size(self) -> tuple[int, int]:
         """Height and width of the network's input."""
         return (self.input_size, self.input_size) if isinstance(self.input_size, int) else self.input_size
+
+    def is_cross(self, images: int) -> bool:
+        """Whether so many normal images are calibrated by folds."""
+        return self.calibration == "cross" or (self.calibration == "auto" and images < _CROSS_BELOW)
 
     @property
     def input(self) -> InputConfig:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 from rich.table import Table
 
 from cflow_ray.evaluation.difference import CHANGES, SAME, Difference
 from cflow_ray.evaluation.figures import Metrics
-from cflow_ray.evaluation.paper import PaperFigures
 from cflow_ray.store.registry import Version
+
+if TYPE_CHECKING:
+    from cflow_ray.evaluation.paper import PaperFigures
 
 _ROWS = (("Image-Level AUC", "image_auroc"), ("Pixel-Level AUC", "pixel_auroc"), ("Pixel F1 Score", "pixel_f1"))
 

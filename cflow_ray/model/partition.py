@@ -13,8 +13,6 @@ from cflow_ray.model.seeds import seeded
 
 SMALLEST_CATEGORY = 8
 """Fewest normal images a detector is fitted from."""
-_CROSS_BELOW = 200
-"""Normal images from which `calibration: auto` holds images out instead of fitting folds."""
 
 
 @dataclass(frozen=True)
@@ -26,15 +24,10 @@ class Split:
     calibration: tuple[int, ...]
 
 
-def is_cross(count: int, config: DetectorConfig) -> bool:
-    """Whether `count` normal images are calibrated by folds."""
-    return config.calibration == "cross" or (config.calibration == "auto" and count < _CROSS_BELOW)
-
-
 def splits_of(count: int, config: DetectorConfig, seed: int) -> list[Split]:
     """The split of every model that a category's fit takes, the last one that of the model that is kept."""
     generator = seeded(seed, "split")
-    if is_cross(count, config):
+    if config.is_cross(count):
         return cross_normals(count, config, generator)
     return [split_normals(count, config, generator)]
 

@@ -43,9 +43,10 @@ from cflow_ray.store.savepoints import StoredSavepoints
 from cflow_ray.store.storage import Storage, split_uri
 from cflow_ray.store.weights import read_weights
 from cflow_ray.train.curves import Curves
+from cflow_ray.train.likelihood import likeliest, mean_nll
 from cflow_ray.train.memory import PeakMemory
 from cflow_ray.train.progress import CategoryMeter, CategoryProgress
-from cflow_ray.train.promotion import HeldOutImages, likeliest, mean_nll, promote
+from cflow_ray.train.promotion import HeldOutImages, promote
 from cflow_ray.train.task import FitSite, FitTask, Outcome
 from cflow_ray.train.testing import Networks, TestImage, score_test_images
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from rich.markup import escape
 from rich.table import Table
@@ -10,17 +11,18 @@ from rich.table import Table
 from cflow_ray.data.samples import TEST, TRAIN
 from cflow_ray.evaluation.report import figure
 from cflow_ray.progress import ProgressBoard
-from cflow_ray.train.estimate import Estimate
 from cflow_ray.train.plan import FitPlan
 from cflow_ray.train.progress import CategoryProgress
 from cflow_ray.train.queue import QueueStatus
-from cflow_ray.train.run import Watch
 from cflow_ray.train.task import Outcome
+
+if TYPE_CHECKING:
+    from cflow_ray.train.estimate import Estimate
 
 _STEPS = 1000  # of a bar
 
 
-def watch_on(board: ProgressBoard) -> Watch:
+def watch_on(board: ProgressBoard) -> Callable[[QueueStatus], None]:
     """A `watch` for `fit` that keeps the board up to date."""
 
     def watch(status: QueueStatus) -> None:

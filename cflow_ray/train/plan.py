@@ -15,7 +15,7 @@ from cflow_ray.errors import CflowRayError, ConfigError, DataError
 from cflow_ray.evaluation.figures import Metrics
 from cflow_ray.store.registry import Registry, check_category_name
 from cflow_ray.store.storage import Storage, split_uri
-from cflow_ray.train.promotion import likeliest, mean_nll
+from cflow_ray.train.likelihood import likeliest, mean_nll
 from cflow_ray.train.task import FitSite, FitTask, Outcome
 from cflow_ray.train.work import work_of
 

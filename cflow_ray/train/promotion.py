@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -15,6 +14,7 @@ from cflow_ray.model.calibration import held_out_likelihood
 from cflow_ray.model.features import Features
 from cflow_ray.store.manifest import Manifest
 from cflow_ray.store.registry import Registry
+from cflow_ray.train.likelihood import mean_nll
 
 
 @dataclass(frozen=True)
@@ -34,16 +34,6 @@ def promote(
     if chosen is not None:
         registry.promote(category, chosen)
     return chosen == version, reason
-
-
-def mean_nll(manifest: Manifest) -> float | None:
-    """Held-out negative log-likelihood per dimension, mean of the levels; None where it was not kept."""
-    return fmean(manifest.nll) if manifest.nll else None
-
-
-def likeliest(manifests: Iterable[Manifest]) -> Manifest:
-    """The one with the lowest held-out negative log-likelihood; those that did not keep it come last."""
-    return min(manifests, key=lambda manifest: math.inf if (nll := mean_nll(manifest)) is None else nll)
 
 
 def _choice(

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from cflow_ray.config import DetectorConfig
 from cflow_ray.data.samples import TRAIN, Sample
-from cflow_ray.model.partition import is_cross
 from cflow_ray.model.recipes import LevelSchedule, PaperSchedule, level_schedule
 
 _PIXELS_OF_A_FIBRE = 130
@@ -37,7 +36,7 @@ def training_images(samples: Sequence[Sample]) -> int:
 
 def models_of(images: int, detector: DetectorConfig) -> int:
     """How many models one fit takes: the one that is kept, and those of the folds."""
-    return min(detector.folds, images) + 1 if is_cross(images, detector) else 1
+    return min(detector.folds, images) + 1 if detector.is_cross(images) else 1
 
 
 def schedule_of(detector: DetectorConfig, stride: float, images: int, positions: int) -> LevelSchedule:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cflow_ray.config import DetectorConfig
 from cflow_ray.errors import ConfigError, DataError
-from cflow_ray.model.partition import cross_normals, halve_normals, is_cross, split_normals
+from cflow_ray.model.partition import cross_normals, halve_normals, split_normals
 
 
 @settings(deadline=None)
@@ -120,4 +120,4 @@ def test_halves_train_none_and_the_odd_image_calibrates(count: int, seed: int) -
     [("auto", 8, True), ("auto", 199, True), ("auto", 200, False), ("cross", 1000, True), ("split", 8, False)],
 )
 def test_auto_fits_folds_below_200_images(calibration: str, count: int, cross: bool) -> None:
-    assert is_cross(count, DetectorConfig(calibration=calibration)) is cross
+    assert DetectorConfig(calibration=calibration).is_cross(count) is cross

@@ -10,8 +10,8 @@ from cflow_ray.config import FitConfig
 from cflow_ray.store.registry import Registry
 from cflow_ray.store.storage import Storage
 from cflow_ray.train.category import fit_category
+from cflow_ray.train.likelihood import likeliest, mean_nll
 from cflow_ray.train.plan import plan_fit
-from cflow_ray.train.promotion import likeliest, mean_nll
 from cflow_ray.train.task import Outcome
 from tests.train.conftest import FitConfigOf
 
