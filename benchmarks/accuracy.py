@@ -12,6 +12,7 @@ on from its savepoint, so a run that was stopped goes on: at the same commit.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import time
@@ -19,6 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -41,6 +43,7 @@ from cflow_ray.model.features import Features, encode
 from cflow_ray.model.fitting import fit_detector
 from cflow_ray.model.seeds import category_seed
 from cflow_ray.model.tiling import Layout
+from cflow_ray.store.manifest import installed_packages
 from cflow_ray.store.savepoints import StoredSavepoints
 from cflow_ray.store.storage import Storage
 from cflow_ray.store.weights import read_weights
@@ -91,8 +94,7 @@ class MeteredSavepoints(StoredSavepoints):
         """As the state was saved; the seconds until then count."""
         state = super().load(part)
         if state is not None:
-            missed = float(state.pop(_CPU_SECONDS)) - self.cpu_seconds
-            self._began -= max(0.0, missed)
+            self._began = min(self._began, time.process_time() - float(state.pop(_CPU_SECONDS)))
         return state
 
     def save(self, part: str, state: State) -> None:
@@ -174,11 +176,10 @@ def _fit(encoded: EncodedSet, row: dict[str, Any]) -> dict[str, Any]:
         calibration="split",
         calibration_fraction=0.01,
     )
-    savepoints = MeteredSavepoints(_DATA / "savepoints" / "-".join(map(str, [*row.values(), commit()])))
+    savepoints = MeteredSavepoints(_DATA / "savepoints" / _identity(name, config))
     context = FitContext(savepoints=savepoints)
     detector = fit_detector(encoded.train, config, category_seed(row["seed"], name), context).detector()
     seconds = {"fit_cpu_seconds": savepoints.cpu_seconds}
-    savepoints.forget("")
     scores, maps = [], []
     for image in range(len(encoded.test)):
         map_HW = detector.maps([level.maps([image]) for level in encoded.test.levels])[0]
@@ -186,8 +187,16 @@ def _fit(encoded: EncodedSet, row: dict[str, Any]) -> dict[str, Any]:
         maps.append(map_HW.numpy())
     metrics = compute_metrics(scores, encoded.labels, maps, encoded.masks).as_dict()
     figures = {name: None if value is None else round(value, 4) for name, value in metrics.items()}
+    savepoints.forget("")
     of_set = {"encode_cpu_seconds": encoded.seconds, "training_images": len(encoded.train)}
     return figures | {name: round(value, 1) for name, value in (seconds | of_set).items()}
+
+
+def _identity(category: str, config: DetectorConfig) -> str:
+    """Of a fit: all that decides its weights. With changes that no commit holds it has no other to go on from."""
+    code = commit() if "+" not in commit() else uuid4().hex
+    known = repr((category, config.model_dump_json(), code, sorted(installed_packages().items())))
+    return hashlib.sha256(known.encode()).hexdigest()[:16]
 
 
 def _encode(name: str, encoder_name: str) -> EncodedSet:

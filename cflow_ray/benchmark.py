@@ -13,7 +13,8 @@ from cflow_ray.errors import ConfigError
 from cflow_ray.evaluation.figures import Metrics
 from cflow_ray.evaluation.published import MVTEC_AD, PAPER_WRN50
 from cflow_ray.store.storage import Storage
-from cflow_ray.train.run import Watch, fit
+from cflow_ray.train.queue import Watch
+from cflow_ray.train.run import fit
 from cflow_ray.train.task import Outcome
 
 BENCHMARKS = {"mvtec_ad": MVTEC_AD}

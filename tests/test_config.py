@@ -440,3 +440,11 @@ def test_replicas_that_are_no_bounds_are_refused(given: Any) -> None:
 def test_a_server_that_could_never_let_its_largest_request_in_is_refused() -> None:
     with pytest.raises(ConfigError, match="max_images"):
         load_config(ServeConfig, None, {"registry": "r", "max_waiting": 10})
+
+
+@pytest.mark.parametrize(
+    ("calibration", "count", "cross"),
+    [("auto", 8, True), ("auto", 199, True), ("auto", 200, False), ("cross", 1000, True), ("split", 8, False)],
+)
+def test_auto_fits_folds_below_200_images(calibration: str, count: int, cross: bool) -> None:
+    assert DetectorConfig(calibration=calibration).is_cross(count) is cross

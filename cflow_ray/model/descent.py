@@ -63,7 +63,12 @@ def fit_level(
 
 
 def fitting_precision(config: DetectorConfig, device: str = "cpu") -> torch.dtype:
-    """What the couplings' networks are computed in: bfloat16 where asked for, or where the device multiplies it."""
+    """What the couplings' networks are computed in: bfloat16 where asked for, or where the device multiplies it.
+
+    The paper's recipe is float32 throughout, as in the official code.
+    """
+    if config.recipe == "paper":
+        return torch.float32
     if config.precision == "auto":
         return torch.bfloat16 if _multiplies_bfloat16(device) else torch.float32
     return torch.bfloat16 if config.precision == "bfloat16" else torch.float32

@@ -66,6 +66,13 @@ class GradientByHand:
         return self._passage.compute(fibres_BPC, condition_PD, of)
 
 
+def gradient_of(decoder: Decoder, parameters: FittedParameters, precision: torch.dtype) -> Gradient:
+    """By hand where the networks keep the parameters' precision."""
+    if precision == parameters.vector.dtype:
+        return GradientByHand(decoder, parameters)
+    return GradientByAutograd(decoder, parameters, precision)
+
+
 class _Passage:
     """The way through a flow and back, for fibres of so many images and positions."""
 

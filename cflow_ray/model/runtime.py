@@ -18,6 +18,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -319,6 +320,16 @@ def open_runtime(name: RuntimeName, device: str = "cpu") -> Runtime:
     return TorchRuntime()
 
 
+def fastest_runtime(device: str = "cpu") -> Runtime:
+    """Runtime `auto`, one for the whole process: detectors of one structure are traced once."""
+    return _fastest_runtime(device, torch.get_num_threads())
+
+
+@cache
+def _fastest_runtime(device: str, threads: int) -> Runtime:
+    return open_runtime("auto", device)  # takes as many threads as torch has now
+
+
 @contextmanager
 def fast_encoder(
     encoder: Encoder, model: EncoderModel | None, size: tuple[int, int], device: str = "cpu"
@@ -327,7 +338,7 @@ def fast_encoder(
 
     Meanwhile torch's own operations take as many threads as suit that runtime.
     """
-    runtime = open_runtime("auto", device)
+    runtime = fastest_runtime(device)
     compiled = runtime.compile_model(model) if model is not None else None
     with torch_threads(runtime.torch_threads):
         yield compiled or runtime.compile_encoder(encoder, size)

@@ -1,4 +1,4 @@
-"""The step that every descent takes, and what it does around it."""
+"""The step that every descent takes, and what all of them do before and after."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cflow_ray.errors import FitError
 from cflow_ray.model.context import State
 from cflow_ray.model.fitted_parameters import FittedParameters
 from cflow_ray.model.flow import Decoder
-from cflow_ray.model.gradient import Gradient, GradientByAutograd, GradientByHand
+from cflow_ray.model.gradient import gradient_of
 from cflow_ray.model.team import SOLO, Team, own_share
 
 # Shapes: B images, P positions, C channels, D condition channels.
@@ -56,7 +56,7 @@ class Stepper:
         self._decoder = decoder
         self._team = team
         self._parameters = FittedParameters(decoder)
-        self._gradient = _gradient(decoder, self._parameters, precision)
+        self._gradient = gradient_of(decoder, self._parameters, precision)
         self._optimiser = torch.optim.Adam([self._parameters.vector], fused=True)
 
     @property
@@ -76,27 +76,18 @@ class Stepper:
         return loss
 
     def state(self) -> State:
-        """All that `restore` goes on from: weights and moments."""
-        moments = self._optimiser.state_dict()["state"].get(0, {})
-        return {f"decoder.{name}": tensor for name, tensor in self._decoder.state_dict().items()} | {
-            f"adam.{name}": tensor for name, tensor in moments.items()
-        }
+        """All that `restore` goes on from, after a step at least: weights and moments."""
+        weights, moments = self._decoder.state_dict(), self._optimiser.state_dict()["state"][0]
+        of_decoder = {f"decoder.{name}": tensor for name, tensor in weights.items()}
+        return of_decoder | {f"adam.{name}": tensor for name, tensor in moments.items()}
 
     def restore(self, state: State) -> None:
         """Be where another stepper was, of a decoder made alike, when it gave this state."""
         self._decoder.load_state_dict(below("decoder.", state))
-        moments = below("adam.", state)
         groups = self._optimiser.state_dict()["param_groups"]
-        self._optimiser.load_state_dict({"state": {0: moments} if moments else {}, "param_groups": groups})
+        self._optimiser.load_state_dict({"state": {0: below("adam.", state)}, "param_groups": groups})
 
 
 def below(prefix: str, state: State) -> State:
     """The part of a state whose names start like this, named by the rest."""
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-
-
-def _gradient(decoder: Decoder, parameters: FittedParameters, precision: torch.dtype) -> Gradient:
-    """By hand where the networks keep the parameters' precision."""
-    if precision == parameters.vector.dtype:
-        return GradientByHand(decoder, parameters)
-    return GradientByAutograd(decoder, parameters, precision)

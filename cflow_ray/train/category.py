@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from itertools import compress
 
 import torch
@@ -21,7 +22,9 @@ from cflow_ray.data.scratch import FeatureCache
 from cflow_ray.errors import CflowRayError, DataError, ImageError
 from cflow_ray.evaluation.figures import Metrics
 from cflow_ray.model.augmentation import altered_copies
+from cflow_ray.model.bank import DetectorBank
 from cflow_ray.model.context import FitContext, Savepoints, SharedSavepoints
+from cflow_ray.model.detector import Detector
 from cflow_ray.model.device import prepared_device
 from cflow_ray.model.encoder import Encoder
 from cflow_ray.model.encoder_model import EncoderModel
@@ -32,7 +35,7 @@ from cflow_ray.model.flow import Decoder
 from cflow_ray.model.partition import Split, splits_of
 from cflow_ray.model.pooling import pooled
 from cflow_ray.model.progress import FitProgress
-from cflow_ray.model.runtime import fast_encoder
+from cflow_ray.model.runtime import fast_encoder, fastest_runtime
 from cflow_ray.model.scoring import Calibration
 from cflow_ray.model.seeds import category_seed
 from cflow_ray.model.team import SOLO, Team, share_of
@@ -48,7 +51,7 @@ from cflow_ray.train.memory import PeakMemory
 from cflow_ray.train.progress import CategoryMeter, CategoryProgress
 from cflow_ray.train.promotion import HeldOutImages, promote
 from cflow_ray.train.task import FitSite, FitTask, Outcome
-from cflow_ray.train.testing import Networks, TestImage, score_test_images
+from cflow_ray.train.testing import score_test_images
 
 _SAVEPOINTS = "_savepoints"
 _SAVEPOINT_FORMAT = 3  # of the states, and of what a recipe does
@@ -87,7 +90,6 @@ class _Fit:
         self._device = prepared_device(site.gpus)
         self._encoder = Encoder(task.detector.encoder, self._weights).to(self._device)
         self._encoder_digest = digest(self._weights)
-        self._encoder_model: EncoderModel | None = None
         self._images = CategoryImages(self._data.root, task.detector)
 
     def run(self) -> Outcome:
@@ -121,7 +123,7 @@ class _Fit:
                 context = FitContext(watch, savepoints, self._team, self._device)
                 fitted = fit_detector(features, detector, self._seed(detector), context, region_HW, splits)
                 if self._is_first:
-                    yield self._store(fitted, len(features), start, meter)
+                    yield self._store(fitted, len(features), start, partial(self._report_tested, meter, number))
             start = time.monotonic()
 
     def _finished(self, detector: DetectorConfig) -> Manifest | None:
@@ -149,8 +151,7 @@ class _Fit:
             return altered_copies(image_3HW, self._task.detector.augmentation, self._shared_seed)
 
         share, size = share_of(normals, self._team), self._task.detector.size
-        self._encoder_model = self._kept_encoder_model()
-        with fast_encoder(self._encoder, self._encoder_model, size, self._device) as encoder:
+        with fast_encoder(self._encoder, self._encoder_model(), size, self._device) as encoder:
             own = self._images.encoded(share, encoder, copies, cache.keep, region_HW)
         for notes in self._team.gather(self._images.unreadable):
             self._images.unreadable |= notes
@@ -158,7 +159,7 @@ class _Fit:
         readable = [sample.image not in self._images.unreadable for sample in normals]
         return pooled(own, list(compress(ranks, readable)), self._team, cache.keep)
 
-    def _kept_encoder_model(self) -> EncoderModel | None:
+    def _encoder_model(self) -> EncoderModel | None:
         """The encoder's model in the registry, where the first member keeps it for all that score with it."""
         size, model = self._task.detector.size, None
         if self._is_first:
@@ -221,10 +222,11 @@ class _Fit:
         if self._is_first:
             savepoints.forget()
 
-    def _store(self, fitted: Fitted, images: int, start: float, meter: CategoryMeter) -> Manifest:
+    def _store(self, fitted: Fitted, images: int, start: float, tested: Callable[[int], None]) -> Manifest:
         """Evaluate and write a version; its manifest. Images were first read or, for a later seed, fitted at `start`."""
-        networks = Networks(fitted.detector(), self._encoder, self._encoder_model, self._device)
-        findings, attachments = score_test_images(networks, self._data.root, self._test_images(meter))
+        test_images = self._images.readable(self._data.of(self._task.category, TEST))
+        bank = self._bank(fitted.detector())
+        findings, attachments = score_test_images(bank, self._task.category, self._data.root, test_images, tested)
         self._registry.add_encoder(self._weights)
 
         def describe(version: str) -> Manifest:
@@ -248,12 +250,18 @@ class _Fit:
         version = self._registry.add(self._task.category, fitted, describe, attachments)
         return self._registry.manifest(self._task.category, version)
 
-    def _test_images(self, meter: CategoryMeter) -> Iterator[TestImage]:
-        """The readable ones, each reported as it comes up."""
-        samples = self._data.of(self._task.category, TEST)
-        for number, image in enumerate(self._images.readable(samples), start=1):
-            self._report(meter.testing(number, len(samples)))
-            yield image
+    def _bank(self, detector: Detector) -> DetectorBank[str]:
+        """A bank with the new detector, which scores by the runtime that users get unless they name another."""
+        return DetectorBank(
+            lambda _: detector,
+            lambda *_: self._encoder,
+            device=self._device,
+            runtime=fastest_runtime(self._device),
+            load_model=lambda config, _, size: self._registry.encoder_model(config, self._encoder_digest, size),
+        )
+
+    def _report_tested(self, meter: CategoryMeter, number: int, images: int) -> None:
+        self._report(meter.tested(number, images, len(self._data.of(self._task.category, TEST))))
 
     def _outcome(self, best: Manifest, promoted: bool, reason: str) -> Outcome:
         support = Calibration.of(best.peaks, best.calibration_scores).support(best.detector.target_fpr)

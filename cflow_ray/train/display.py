@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
@@ -13,7 +13,7 @@ from cflow_ray.evaluation.report import figure
 from cflow_ray.progress import ProgressBoard
 from cflow_ray.train.plan import FitPlan
 from cflow_ray.train.progress import CategoryProgress
-from cflow_ray.train.queue import QueueStatus
+from cflow_ray.train.queue import QueueStatus, Watch
 from cflow_ray.train.task import Outcome
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _STEPS = 1000  # of a bar
 
 
-def watch_on(board: ProgressBoard) -> Callable[[QueueStatus], None]:
+def watch_on(board: ProgressBoard) -> Watch:
     """A `watch` for `fit` that keeps the board up to date."""
 
     def watch(status: QueueStatus) -> None:
@@ -76,8 +76,8 @@ def _position(progress: CategoryProgress | None) -> tuple[int, int, str]:
     if progress is None:
         return 0, _STEPS, "starting"
     position = min(int(progress.share * _STEPS), _STEPS - 1)
-    if progress.test_image:
-        return position, _STEPS, f"scoring test image {progress.test_image}/{progress.of_test_images}"
+    if progress.of_test_images:
+        return position, _STEPS, f"scored {progress.tested} of {progress.of_test_images} test images"
     if progress.fit is None:
         read = f"encoding image {progress.images}/{progress.of_images}, {progress.images_per_second:.1f} images/s"
         return 0, _STEPS, read

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from cflow_ray.model.progress import FitProgress
 
@@ -23,9 +23,10 @@ class CategoryProgress:
     """Of all steps of all levels, models and seeds."""
     seconds_left: float | None = None
     """Estimated from the steps so far; None before the first."""
-    test_image: int = 0
-    """The test image that is being scored, from 1; 0 while the levels are fitted."""
+    tested: int = 0
+    """Test images scored so far."""
     of_test_images: int = 0
+    """0 until a fit has ended."""
 
 
 class CategoryMeter:
@@ -41,7 +42,6 @@ class CategoryMeter:
         self._rate = 0.0
         self._fit_start: float | None = None
         self._first_share = 0.0
-        self._last: CategoryProgress = CategoryProgress(0, images, 0.0)
         self._share_of: dict[tuple[int, int, int], float] = {}  # (fit, model, level) -> share of its steps
 
     def encoded(self) -> CategoryProgress:
@@ -60,9 +60,11 @@ class CategoryMeter:
             self._fit_start, self._first_share = self._clock(), share
         passed, gained = self._clock() - self._fit_start, share - self._first_share
         left = passed / gained * (1 - share) if gained > 0 else None
-        self._last = CategoryProgress(self._images, self._of_images, self._rate, progress, share, left)
-        return self._last
+        return CategoryProgress(self._images, self._of_images, self._rate, progress, share, left)
 
-    def testing(self, image: int, of_images: int) -> CategoryProgress:
-        """A fit has ended, and test image `image` of so many is read."""
-        return replace(self._last, test_image=image, of_test_images=of_images)
+    def tested(self, number: int, images: int, of_images: int) -> CategoryProgress:
+        """Fit `number` has ended, and so many of its test images are scored."""
+        share = (number + 1) / self._fits
+        return CategoryProgress(
+            self._images, self._of_images, self._rate, share=share, tested=images, of_test_images=of_images
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import ray
@@ -20,6 +20,10 @@ class QueueStatus:
     in_hand: dict[str, CategoryProgress | None]
     outcomes: dict[str, Outcome]
     waiting: int = 0
+
+
+Watch = Callable[[QueueStatus], None]
+"""Sees a run as it goes on."""
 
 
 class CategoryQueue:

@@ -18,16 +18,14 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cflow_ray.config import ClusterConfig, FitConfig, Range
 from cflow_ray.store.registry import Registry
 from cflow_ray.store.storage import Storage
-from cflow_ray.train.loops import fit_alone, fit_together
 from cflow_ray.train.plan import FitPlan, plan_fit
-from cflow_ray.train.queue import QueueActor, QueueStatus
+from cflow_ray.train.queue import QueueActor, QueueStatus, Watch
 from cflow_ray.train.strikes import StrikeOnDeath
 from cflow_ray.train.summary import write_summary
 from cflow_ray.train.task import FitSite, FitTask, Outcome
+from cflow_ray.train.worker import fit_share_worker, fit_worker
 
 log = logging.getLogger(__name__)
-
-Watch = Callable[[QueueStatus], None]
 
 _SECONDS_BETWEEN_LOOKS = 0.5
 _CATEGORIES_NAMED = 5
@@ -89,13 +87,13 @@ def _parts(plan: FitPlan, cluster: ClusterConfig) -> list[_Part]:
                 run_name(plan.site.run, [task.category]),
                 (task,),
                 of_task.worker_count(nodes, task.workers),
-                fit_together,
+                fit_share_worker,
             )
         )
     alone = tuple(task for task in plan.due if task.workers == 1)
     if alone:
         name = run_name(plan.site.run, [task.category for task in alone])
-        parts.append(_Part(name, alone, cluster.worker_count(nodes, len(alone)), fit_alone))
+        parts.append(_Part(name, alone, cluster.worker_count(nodes, len(alone)), fit_worker))
     room, most = cluster.room(nodes), max(part.workers for part in parts)
     if room < most and cluster.wait:
         log.info("the cluster has room for %d of %d workers; the others start once nodes join", room, most)
@@ -180,5 +178,5 @@ def _run_config(part: _Part, config: FitConfig, queue: Any) -> RunConfig:
         storage_path=runs.root,
         storage_filesystem=runs.arrow_file_system,
         failure_config=FailureConfig(max_failures=_GROUP_RESTARTS),
-        callbacks=[StrikeOnDeath(queue, together=part.loop is fit_together)],
+        callbacks=[StrikeOnDeath(queue, together=part.loop is fit_share_worker)],
     )

@@ -1,10 +1,13 @@
-"""What one worker of a run does: fit categories from the queue until it is empty, or a share of one with others."""
+"""What one worker of a run does: fit categories from the queue until it is empty, or a share of one with others.
+
+The driver hands these loops to Ray Train without importing what a fit needs, which is seconds of its start.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.train
@@ -12,9 +15,11 @@ import torch
 from ray.util import get_current_placement_group
 
 from cflow_ray.model.team import Processes, Team
-from cflow_ray.train.category import Report, fit_category
 from cflow_ray.train.progress import CategoryProgress
 from cflow_ray.train.task import FitSite, FitTask, Outcome
+
+if TYPE_CHECKING:
+    from cflow_ray.train.category import Report
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +42,8 @@ def fit_share_worker(config: dict[str, Any]) -> None:
 
     A member that fails tells the queue; the group that Ray Train starts then finds nothing left to do.
     """
+    from cflow_ray.train.category import fit_category
+
     queue, site = config["queue"], config["site"]
     team: Team = Processes()
     group = _joined_group(queue)
@@ -67,6 +74,8 @@ def _report_to(queue: Any, task: FitTask) -> Report:
 
 
 def _outcome(task: FitTask, site: FitSite, report: Report) -> Outcome:
+    from cflow_ray.train.category import fit_category
+
     try:
         return fit_category(task, site, report)
     except Exception as error:

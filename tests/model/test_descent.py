@@ -254,3 +254,18 @@ def test_precision_is_what_was_asked_for() -> None:
     assert fitting_precision(config().model_copy(update={"precision": "float32"})) == torch.float32
     assert fitting_precision(config().model_copy(update={"precision": "bfloat16"})) == torch.bfloat16
     assert fitting_precision(config().model_copy(update={"precision": "auto"})) in (torch.float32, torch.bfloat16)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("recipe", ["fast", "paper"])
+def test_a_gpu_takes_the_steps_of_the_cpu(recipe: str) -> None:
+    fibres, held_out = fibres_of(maps(64)), fibres_of(maps(4, seed=1))
+    losses: dict[str, list[float]] = {"cpu": [], "cuda": []}
+    for device, seen in losses.items():
+
+        def watch(progress: FitProgress, _: Decoder, seen: list[float] = seen) -> None:
+            seen.append(progress.loss)
+
+        fit_level(LEVEL, fibres, held_out, config(recipe=recipe), 0, FitContext(watch, device=device))
+    assert losses["cuda"][:10] == pytest.approx(losses["cpu"][:10], abs=1e-3)

@@ -113,11 +113,3 @@ def test_halves_train_none_and_the_odd_image_calibrates(count: int, seed: int) -
     assert split.train == ()
     assert sorted(split.selection + split.calibration) == list(range(count))
     assert len(split.calibration) - len(split.selection) == count % 2
-
-
-@pytest.mark.parametrize(
-    ("calibration", "count", "cross"),
-    [("auto", 8, True), ("auto", 199, True), ("auto", 200, False), ("cross", 1000, True), ("split", 8, False)],
-)
-def test_auto_fits_folds_below_200_images(calibration: str, count: int, cross: bool) -> None:
-    assert DetectorConfig(calibration=calibration).is_cross(count) is cross

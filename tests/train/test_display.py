@@ -18,21 +18,16 @@ def stepped(step: int) -> CategoryProgress:
     return CategoryMeter(images=8, fits=1).stepped(0, FitProgress(0, 1, step, 10, 1.25))
 
 
-def at_a_test_image(meter: CategoryMeter) -> CategoryProgress:
-    meter.stepped(0, FitProgress(0, 1, 10, 10, 1.25))
-    return meter.testing(5, 9)
-
-
 @pytest.mark.parametrize(
     ("look", "line"),
     [
         (None, "0/1000 starting"),
         (CategoryProgress(3, 8, 2.5), "0/1000 encoding image 3/8, 2.5 images/s"),
         (stepped(4), "400/1000 level 1 step 4/10, held-out NLL 1.250, encoded at 0.0 images/s"),
-        (at_a_test_image(CategoryMeter(images=8, fits=1)), "999/1000 scoring test image 5/9"),
-        (CategoryMeter(images=8, fits=1).testing(5, 9), "0/1000 scoring test image 5/9"),
+        (CategoryMeter(images=8, fits=1).tested(0, 5, 9), "999/1000 scored 5 of 9 test images"),
+        (CategoryMeter(images=8, fits=2).tested(0, 0, 9), "500/1000 scored 0 of 9 test images"),
     ],
-    ids=["starting", "encoding", "fitting", "testing", "testing a fit that was restored whole"],
+    ids=["starting", "encoding", "fitting", "testing", "testing the first of two fits"],
 )
 def test_each_stage_of_a_category_says_how_far_it_is(
     look: CategoryProgress | None, line: str, caplog: pytest.LogCaptureFixture

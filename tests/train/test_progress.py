@@ -58,9 +58,10 @@ def test_a_fit_that_goes_on_from_a_savepoint_counts_what_is_done_but_not_in_its_
     assert look.seconds_left == pytest.approx(10.0)
 
 
-def test_test_images_are_counted_from_where_the_fit_is() -> None:
+def test_test_images_are_counted_at_the_end_of_their_fit() -> None:
     meter = CategoryMeter(images=1, fits=2)
-    stepped = meter.stepped(0, FitProgress(0, 1, 10, 10, 0.0))
-    look = meter.testing(3, 7)
-    assert (look.test_image, look.of_test_images, look.share) == (3, 7, stepped.share) == (3, 7, 0.5)
-    assert meter.stepped(1, FitProgress(0, 1, 5, 10, 0.0)).test_image == 0
+    meter.encoded()
+    look = meter.tested(0, 3, 7)
+    assert (look.images, look.tested, look.of_test_images, look.share) == (1, 3, 7, 0.5)
+    assert look.fit is None  # so that who waits for a step does not take this for one
+    assert meter.stepped(1, FitProgress(0, 1, 5, 10, 0.0)).of_test_images == 0

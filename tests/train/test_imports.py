@@ -17,7 +17,7 @@ print(len(plan.due), "torch" in sys.modules)
 import cflow_ray.train.display
 import cflow_ray.train.run
 print([name for name in ("timm", "FrEIA", "torchmetrics", "scipy", "onnxruntime") if name in sys.modules])
-import cflow_ray.train.worker
+import cflow_ray.train.category
 print([name for name in ("timm", "FrEIA", "torchmetrics", "scipy") if name in sys.modules])
 """
 
@@ -26,7 +26,7 @@ def test_who_plans_and_drives_a_run_imports_nothing_that_fits(miniature: Path, t
     command = [sys.executable, "-c", PROGRAM, str(miniature), str(tmp_path / "registry")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    planned, driver, worker = done.stdout.splitlines()
+    planned, driver, fitting = done.stdout.splitlines()
     assert planned == "5 False"
     assert driver == "[]"
-    assert worker == "['timm', 'FrEIA', 'torchmetrics', 'scipy']"
+    assert fitting == "['timm', 'FrEIA', 'torchmetrics', 'scipy']"
