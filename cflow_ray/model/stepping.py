@@ -66,10 +66,9 @@ class Stepper:
 
     def step(self, fibres_BPC: Tensor, condition_PD: Tensor, rate: float) -> Tensor:
         """Take a step by the mean loss of the team's fibres at P positions of B images; that loss, before the step."""
-        device = self._parameters.vector.device
         mine = own_share(self._team)  # of the positions: each one's condition is computed once
-        own_fibres, own_condition = fibres_BPC[:, mine].to(device), condition_PD[mine].to(device)
-        loss = self._gradient.compute(own_fibres, own_condition, of=fibres_BPC[..., 0].numel())
+        own = on_device(self._parameters.vector.device, (fibres_BPC[:, mine], condition_PD[mine]))
+        loss = self._gradient.compute(*own, of=fibres_BPC[..., 0].numel())
         self._team.add_up([loss, self._parameters.vector_gradient])
         self._optimiser.param_groups[0]["lr"] = rate
         self._optimiser.step()
