@@ -194,7 +194,9 @@ def _fit(encoded: EncodedSet, row: dict[str, Any]) -> dict[str, Any]:
 
 def _identity(category: str, config: DetectorConfig) -> str:
     """Of a fit: all that decides its weights. With changes that no commit holds it has no other to go on from."""
-    code = commit() if "+" not in commit() else uuid4().hex
+    code = commit()
+    if code.endswith("+changes"):
+        code = uuid4().hex
     known = repr((category, config.model_dump_json(), code, sorted(installed_packages().items())))
     return hashlib.sha256(known.encode()).hexdigest()[:16]
 

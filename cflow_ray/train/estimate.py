@@ -18,7 +18,7 @@ from cflow_ray.model.features import Features, encode
 from cflow_ray.model.fibres import Fibres
 from cflow_ray.model.flow import Decoder
 from cflow_ray.model.recipes import LevelSchedule
-from cflow_ray.model.runtime import open_runtime
+from cflow_ray.model.runtime import fastest_runtime
 from cflow_ray.model.seeds import seeded
 from cflow_ray.model.threads import torch_threads
 from cflow_ray.model.tiling import Layout
@@ -64,7 +64,7 @@ class _Trial:
     def __init__(self, config: DetectorConfig, storage_options: Mapping[str, Any]) -> None:
         self._config = config
         network = Encoder(config.encoder, read_weights(config.encoder, storage_options))
-        encoder = open_runtime("auto").compile_encoder(network, config.size)  # as a fit has it
+        encoder = fastest_runtime().compile_encoder(network, config.size)  # as a fit has it
         _features(encoder, config)  # the first pass is slower than all others
         start = time.perf_counter()
         self._features = _features(encoder, config)

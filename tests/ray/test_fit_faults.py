@@ -77,7 +77,7 @@ def killing(when: Callable[[QueueStatus], bool], times: int) -> tuple[Callable[[
 
 
 def is_stepping(status: QueueStatus) -> bool:
-    """A level is fitted: not yet encoded images, nor test images, are in hand."""
+    """Whether a level of some category is being fitted; images are encoded before that, and test images scored after."""
     return any(progress is not None and progress.fit is not None for progress in status.in_hand.values())
 
 
