@@ -261,7 +261,8 @@ class _Fit:
         )
 
     def _report_tested(self, meter: CategoryMeter, number: int, images: int) -> None:
-        self._report(meter.tested(number, images, len(self._data.of(self._task.category, TEST))))
+        if of_images := len(self._data.of(self._task.category, TEST)):
+            self._report(meter.tested(number, images, of_images))
 
     def _outcome(self, best: Manifest, promoted: bool, reason: str) -> Outcome:
         support = Calibration.of(best.peaks, best.calibration_scores).support(best.detector.target_fpr)

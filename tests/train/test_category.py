@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,14 @@ def test_the_scores_of_the_test_images_are_those_of_the_checkpoint(data: Path, t
         expected, _, _ = score(registry, np.asarray(Image.open(data / path)))
         assert found == pytest.approx(expected, abs=1e-5)
     assert [(look.tested, look.of_test_images) for look in looks[-3:]] == [(0, 0), (0, 6), (6, 6)]
+
+
+def test_a_fit_without_test_images_ends_with_the_look_at_its_last_step(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data / "grid/train", tmp_path / "data/grid/train")
+    looks: list[CategoryProgress] = []
+    fit(tmp_path / "data", tmp_path / "registry", looks)
+    assert looks[-1].fit is not None
+    assert looks[-1].share == 1
 
 
 def test_a_fit_keeps_its_encoders_model(data: Path, tmp_path: Path) -> None:
