@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,7 +18,9 @@ from cflow_ray.model.features import Features
 from cflow_ray.model.fibres import Fibres
 from cflow_ray.model.fitted import Fitted
 from cflow_ray.model.flow import Decoder
+from cflow_ray.model.parameters import state_shapes
 from cflow_ray.model.partition import Split, splits_of
+from cflow_ray.model.recipes import fibres_to_pass
 from cflow_ray.model.region import read_from
 from cflow_ray.model.scoring import Calibration
 from cflow_ray.model.seeds import model_seed
@@ -82,24 +85,46 @@ def _fit_levels(
 
     A team takes one after the other: its members have to meet in the same step.
     """
+    levels = [_level_data(features, number, split, config, region_HW) for number in range(len(features.levels))]
 
-    def fit(number: int) -> Decoder:
-        level_features = features.levels[number]
-        level = Level(number, len(features.levels), stride=config.size[0] / level_features.size[0])
-        inside_P = None if region_HW is None else read_from(region_HW, level_features.size).flatten()
-        channels = config.flow.condition_channels
-        train = Fibres(level_features, features.tiles(split.train, copies=True), channels, inside_P)
-        held_out = Fibres(level_features, features.tiles(split.selection), channels, inside_P)
-        decoder = fit_level(level, train, held_out, config, seed, context).cpu()
+    def fit(of: _LevelData) -> Decoder:
+        decoder = fit_level(of.level, of.train, of.held_out, config, seed, context).cpu()
         decoder.round_to(config.dtype)
         return decoder
 
-    numbers = range(len(features.levels))
     threads = torch.get_num_threads()
     if threads == 1 or context.team.size > 1:
-        return tuple(fit(number) for number in numbers)
+        return tuple(fit(of) for of in levels)
+    longest_first = sorted(levels, key=lambda of: of.work(config), reverse=True)  # what is left to one thread is short
     try:
-        with ThreadPoolExecutor(min(threads, len(numbers)), initializer=lambda: torch.set_num_threads(1)) as pool:
-            return tuple(pool.map(fit, reversed(numbers)))[::-1]  # the widest level takes longest: first
+        with ThreadPoolExecutor(min(threads, len(levels)), initializer=lambda: torch.set_num_threads(1)) as pool:
+            fitted = zip(longest_first, pool.map(fit, longest_first), strict=True)
+            decoders = {of.level.number: decoder for of, decoder in fitted}
+            return tuple(decoders[of.level.number] for of in levels)
     finally:
         torch.set_num_threads(threads)
+
+
+@dataclass(frozen=True)
+class _LevelData:
+    """A level of the pyramid and the fibres that fit its decoder and choose its state."""
+
+    level: Level
+    train: Fibres
+    held_out: Fibres
+
+    def work(self, config: DetectorConfig) -> int:
+        """Multiplications of its fit, but for a factor that all levels share: one a parameter and fibre."""
+        parameters = sum(math.prod(shape) for shape in state_shapes(self.train.channels, config.flow).values())
+        return parameters * fibres_to_pass(config.recipe, self.level.stride, len(self.train))
+
+
+def _level_data(
+    features: Features, number: int, split: Split, config: DetectorConfig, region_HW: Tensor | None
+) -> _LevelData:
+    of_level = features.levels[number]
+    level = Level(number, len(features.levels), stride=config.size[0] / of_level.size[0])
+    inside_P = None if region_HW is None else read_from(region_HW, of_level.size).flatten()
+    channels = config.flow.condition_channels
+    train = Fibres(of_level, features.tiles(split.train, copies=True), channels, inside_P)
+    return _LevelData(level, train, Fibres(of_level, features.tiles(split.selection), channels, inside_P))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,13 @@ from torch.nn import functional
 
 from cflow_ray.config import DetectorConfig, EncoderConfig, FlowConfig
 from cflow_ray.errors import DataError, FitError
+from cflow_ray.model import fitting
 from cflow_ray.model.bank import DetectorBank
 from cflow_ray.model.context import FitContext
 from cflow_ray.model.detector import Detector
 from cflow_ray.model.encoder import Encoder
 from cflow_ray.model.features import Features, encode
+from cflow_ray.model.fibres import Fibres
 from cflow_ray.model.fitted import Fitted
 from cflow_ray.model.fitting import fit_detector
 from cflow_ray.model.flow import Decoder
@@ -29,6 +32,7 @@ from cflow_ray.model.folded import FoldedDecoder
 from cflow_ray.model.partition import cross_normals, split_normals
 from cflow_ray.model.progress import FitProgress
 from cflow_ray.model.seeds import category_seed, seeded
+from cflow_ray.model.stepping import Level
 from cflow_ray.model.tiling import Layout
 
 TWO_LEVELS = DetectorConfig(
@@ -142,6 +146,24 @@ def test_levels_side_by_side_give_bit_for_bit_what_they_give_in_turn(recipe: str
         assert first.calibration == other.calibration
         ours, others = weights(first), weights(other)
         assert all(torch.equal(ours[name], others[name]) for name in ours)
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize(("coarse_channels", "order"), [(8, [0, 1]), (64, [1, 0])])
+def test_the_level_that_takes_longest_starts_first(
+    coarse_channels: int, order: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fine level has four times the fibres; a much wider decoder outweighs them."""
+    started: list[int] = []
+
+    def note(level: Level, train: Fibres, *of_fit: Any) -> Decoder:
+        started.append(level.number)
+        return Decoder(train.channels, TINY.flow, torch.Generator())
+
+    monkeypatch.setattr(fitting, "fit_level", note)
+    monkeypatch.setattr(fitting, "ThreadPoolExecutor", lambda most, **of_pool: ThreadPoolExecutor(1, **of_pool))
+    fit([torch.zeros(9, 6, 8, 8), torch.zeros(9, coarse_channels, 4, 4)], TINY)
+    assert started == order
 
 
 @pytest.mark.usefixtures("two_threads")
