@@ -158,6 +158,13 @@ class DetectorConfig(Model):
         """Height and width of the network's input."""
         return (self.input_size, self.input_size) if isinstance(self.input_size, int) else self.input_size
 
+    def stride(self, level: int, rows: int) -> float:
+        """Of a level whose maps have so many rows, in pixels of the input per position.
+
+        Named strides count: a network that rounds down has fewer rows than they say.
+        """
+        return self.encoder.strides[level] if self.encoder.blocks is None else self.size[0] / rows
+
     def is_cross(self, images: int) -> bool:
         """Whether so many normal images are calibrated by folds."""
         return self.calibration == "cross" or (self.calibration == "auto" and images < _CROSS_BELOW)

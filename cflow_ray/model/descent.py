@@ -124,12 +124,13 @@ class Descent:
 
 
 class _Best:
-    """The state of a decoder at which the held-out fibres were likeliest."""
+    """The state of a decoder at which the held-out fibres were likeliest; rotations are fixed, and not kept."""
 
     def __init__(self, level: Level, decoder: Decoder, held_out: tuple[Tensor, Tensor]) -> None:
         self._level = level
         self._decoder = decoder
         self._held_out = held_out
+        self._fitted = {name: of for name, of in decoder.named_parameters() if of.requires_grad}
         self.nll = math.inf
         self._state: dict[str, Tensor] = {}
         self.look()
@@ -138,7 +139,7 @@ class _Best:
     def look(self) -> None:
         nll = -float(grouped_likelihood(self._decoder, *self._held_out).mean())
         if nll < self.nll:
-            self.nll, self._state = nll, {name: of.clone() for name, of in self._decoder.state_dict().items()}
+            self.nll, self._state = nll, {name: of.clone() for name, of in self._fitted.items()}
 
     def state(self) -> State:
         return {"nll": torch.tensor(self.nll, dtype=torch.float64)} | {
@@ -148,8 +149,10 @@ class _Best:
     def restore(self, state: State) -> None:
         self.nll, self._state = float(state["nll"]), below("best.", state)
 
+    @torch.no_grad()
     def decoder(self) -> Decoder:
         if not self._state:
             raise FitError(f"the held-out likelihood was never finite at {self._level}; its features cannot be fitted.")
-        self._decoder.load_state_dict(self._state)
+        for name, parameter in self._fitted.items():
+            parameter.copy_(self._state[name])
         return self._decoder

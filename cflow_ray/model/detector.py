@@ -69,6 +69,11 @@ class Detector(nn.Module):
         pixels_P = map_HW.flatten() if self.region_HW is None else map_HW[self.region_HW]
         return float(image_scores(pixels_P[None], self.config.top_fraction)[0])
 
+    def make_position_biases(self, sizes: Sequence[tuple[int, int]]) -> None:
+        """Make now what the first pass over levels of these sizes would, so that `bytes` grows no more by it."""
+        for decoder, size in zip(self.decoders, sizes, strict=True):
+            cast(FoldedDecoder, decoder).position_biases(*size)
+
     @property
     def bytes(self) -> int:
         """Memory of the weights, and of what was computed from them to score faster."""

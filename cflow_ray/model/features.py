@@ -125,14 +125,10 @@ class _Builder:
 
     def add_tiles(self, pyramid: Sequence[Tensor]) -> None:
         """Append tiles with their maps (t, C_l, h_l, w_l)."""
+        _refuse_non_finite(pyramid)
         if not self._levels:
             self._levels = [LevelFeatures((level.shape[2], level.shape[3]), _fitting_scale(level)) for level in pyramid]
-        for number, (level, maps_tChw) in enumerate(zip(self._levels, pyramid, strict=True)):
-            if not torch.isfinite(maps_tChw).all():
-                raise FitError(
-                    f"the encoder gave features that are not finite at level {number}, before the first step; "
-                    "check its weights."
-                )
+        for level, maps_tChw in zip(self._levels, pyramid, strict=True):
             rows_tPC = maps_tChw.permute(0, 2, 3, 1).flatten(1, 2).cpu() / level.scale
             level.tiles += self._keep(rows_tPC.clamp(-_LARGEST_HALF, _LARGEST_HALF).half()).unbind()
 
@@ -151,7 +147,16 @@ class _Builder:
         return Features(tuple(self._levels), tuple(self._layouts), tuple(self._tiles_of), tuple(self._copies_of))
 
 
+def _refuse_non_finite(pyramid: Sequence[Tensor]) -> None:
+    for number, maps_tChw in enumerate(pyramid):
+        if not torch.isfinite(maps_tChw).all():
+            raise FitError(
+                f"the encoder gave features that are not finite at level {number}, before the first step; "
+                "check its weights."
+            )
+
+
 def _fitting_scale(level_tChw: Tensor) -> float:
     """A power of two that brings the level's largest value near 1024: exact, and far from half precision's ends."""
-    largest = float(level_tChw[torch.isfinite(level_tChw)].abs().max()) if level_tChw.numel() else 0.0
+    largest = float(level_tChw.abs().max()) if level_tChw.numel() else 0.0
     return 2.0 ** math.ceil(math.log2(largest * _HEADROOM / _LARGEST_HALF)) if largest > 0 else 1.0

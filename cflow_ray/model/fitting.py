@@ -123,7 +123,7 @@ def _level_data(
     features: Features, number: int, split: Split, config: DetectorConfig, region_HW: Tensor | None
 ) -> _LevelData:
     of_level = features.levels[number]
-    level = Level(number, len(features.levels), stride=config.size[0] / of_level.size[0])
+    level = Level(number, len(features.levels), stride=config.stride(number, of_level.size[0]))
     inside_P = None if region_HW is None else read_from(region_HW, of_level.size).flatten()
     channels = config.flow.condition_channels
     train = Fibres(of_level, features.tiles(split.train, copies=True), channels, inside_P)

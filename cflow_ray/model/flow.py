@@ -21,7 +21,7 @@ class Decoder(nn.Module):
 
     Each block couples one half of the channels to the other and the position, scales and shifts every channel, and
     rotates them by a fixed matrix. `generator` draws the rotations and the linear layers' weights; without one the
-    decoder is for loading weights into, and nothing is drawn.
+    decoder is for loading weights into.
     """
 
     def __init__(self, channels: int, config: FlowConfig, generator: torch.Generator | None = None) -> None:
@@ -66,14 +66,17 @@ class Decoder(nn.Module):
     def state(self, dtype: StoredType = "float32") -> dict[str, Tensor]:
         """What has to be stored: every parameter but the inverse rotations, which are the transposes of the others.
 
-        float16 halves the matrices only: scales reach 1e5 before their activation, and vectors weigh nothing.
+        float16 halves the matrices only: scales reach 1e5 before their activation, and vectors weigh nothing. A rotation
+        that is rounded changes norms a little, and the last one's norm is all that counts: it becomes the identity.
         """
         state = {name: tensor for name, tensor in self.state_dict().items() if not name.endswith("w_perm_inv")}
         if dtype == "float32":
             return state
-        return {
+        rounded = {
             name: tensor.half() if name.endswith(("weight", "w_perm")) else tensor for name, tensor in state.items()
         }
+        last = f"flow.module_list.{len(self.blocks) - 1}.w_perm"
+        return rounded | {last: torch.eye(self.channels, dtype=torch.float16, device=state[last].device)}
 
     def round_to(self, dtype: StoredType) -> None:
         """Take the values that a stored decoder will have, so that it scores before as it will after."""

@@ -17,7 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -106,7 +106,8 @@ class TorchRuntime:
         return None
 
     def compile_detector(self, detector: Detector, sizes: Sizes) -> CompiledDetector:
-        """The detector's own method."""
+        """The detector's own method. The biases of these sizes are made now, so that its memory grows no more."""
+        detector.make_position_biases(sizes)
         return CompiledDetector(detector.maps, 0)
 
 
@@ -287,7 +288,9 @@ class AutoRuntime:
             return self._runtime.compile_detector(detector, sizes)
         except ConfigError as error:
             log.warning("scoring with torch: %s", error)
-            return CompiledDetector(self._threaded(detector.maps), 0)
+            return replace(
+                of_torch := self._torch.compile_detector(detector, sizes), maps=self._threaded(of_torch.maps)
+            )
 
     def _threaded(self, function: Callable[[Input], Output]) -> Callable[[Input], Output]:
         def call(inputs: Input) -> Output:

@@ -76,13 +76,13 @@ class Stepper:
 
     def state(self) -> State:
         """All that `restore` goes on from, after a step at least: weights and moments."""
-        weights, moments = self._decoder.state_dict(), self._optimiser.state_dict()["state"][0]
+        weights, moments = self._decoder.state(), self._optimiser.state_dict()["state"][0]
         of_decoder = {f"decoder.{name}": tensor for name, tensor in weights.items()}
         return of_decoder | {f"adam.{name}": tensor for name, tensor in moments.items()}
 
     def restore(self, state: State) -> None:
         """Be where another stepper was, of a decoder made alike, when it gave this state."""
-        self._decoder.load_state_dict(below("decoder.", state))
+        self._decoder.load_state(below("decoder.", state))
         groups = self._optimiser.state_dict()["param_groups"]
         self._optimiser.load_state_dict({"state": {0: below("adam.", state)}, "param_groups": groups})
 

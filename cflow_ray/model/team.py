@@ -33,7 +33,7 @@ class Team(Protocol):
         """What every member gives, by rank: small things, and never anything from outside the run."""
 
 
-class Alone:
+class Solo:
     """A team of one."""
 
     rank, size = 0, 1
@@ -74,7 +74,7 @@ class Processes:
         return gathered
 
 
-SOLO = Alone()
+SOLO = Solo()
 
 
 def own_share(team: Team) -> slice:

@@ -54,7 +54,7 @@ from cflow_ray.train.task import FitSite, FitTask, Outcome
 from cflow_ray.train.testing import score_test_images
 
 _SAVEPOINTS = "_savepoints"
-_SAVEPOINT_FORMAT = 3  # of the states, and of what a recipe does
+_SAVEPOINT_FORMAT = 4  # of the states, and of what a recipe does
 
 Report = Callable[[CategoryProgress], None]
 """Tells the run how far a category is."""
@@ -198,8 +198,8 @@ class _Fit:
 
         def watch(progress: FitProgress, _: Decoder) -> None:
             self._report(meter.stepped(number, progress))
-            stride = self._task.detector.size[0] / features.levels[progress.level].size[0]
-            curves.add(progress, stride, seed)
+            rows = features.levels[progress.level].size[0]
+            curves.add(progress, self._task.detector.stride(progress.level, rows), seed)
 
         try:
             yield watch

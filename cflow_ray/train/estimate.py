@@ -84,7 +84,8 @@ class _Trial:
 
     def _level_seconds(self, number: int, images: int) -> float:
         level = self._features.levels[number]
-        schedule = schedule_of(self._config, self._config.size[0] / level.size[0], images, level.positions)
+        stride = self._config.stride(number, level.size[0])
+        schedule = schedule_of(self._config, stride, images, level.positions)
         descent = self._descent(number, schedule)
         descent.step()
         return schedule.steps * median(_timed(descent.step) for _ in range(_TRIAL_STEPS))

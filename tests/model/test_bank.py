@@ -206,6 +206,19 @@ def test_the_least_recently_used_detector_leaves_first(encoder: Encoder, photogr
     assert loads.detectors == ["cat", "cup", "screw", "tile", "cup"]
 
 
+def test_scoring_takes_no_memory_beyond_the_capacity(encoder: Encoder, photographs: Tensor) -> None:
+    """What the first pass over a detector's levels needs is counted when it is loaded."""
+    loads = Loads({key: make_detector(encoder, photographs, 64, seed) for seed, key in enumerate(SIDES)}, encoder)
+    alone = loads.bank()
+    alone.score_batch([photographs[0]], ["cat"])
+    bank = loads.bank(capacity_bytes=3 * alone.bytes - 1)
+    for key in ("cat", "cup", "screw"):
+        bank.score_batch([photographs[0]], [key])
+    bank.score_batch([photographs[0]] * 2, ["cup", "screw"])
+    assert bank.loaded == ["cup", "screw"]
+    assert bank.bytes == 2 * alone.bytes
+
+
 def test_a_detector_larger_than_the_capacity_still_works(loads: Loads, photographs: Tensor) -> None:
     bank = loads.bank(capacity_bytes=1)
     for key in ("cat", "cup", "cat"):

@@ -123,6 +123,18 @@ def test_features_that_are_not_finite_are_refused_by_level(value: float, level: 
         encode(as_encoder(broken), [(painted(number), WHOLE) for number in range(20)])
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("level", [0, 1])
+def test_a_level_without_any_finite_feature_is_refused_by_number(value: float, level: int) -> None:
+    """What an encoder with damaged weights gives."""
+
+    def broken(images_B3HW: Tensor) -> list[Tensor]:
+        return [torch.full_like(maps, value) if of == level else maps for of, maps in enumerate(numbers(images_B3HW))]
+
+    with pytest.raises(FitError, match=f"not finite at level {level}, before the first step"):
+        encode(as_encoder(broken), [(painted(number), WHOLE) for number in range(20)])
+
+
 # tiles and copies
 
 

@@ -35,6 +35,7 @@ def test_a_draw_holds_distinct_fibres_with_their_conditions(images: int, side: i
         image, place = drawn.long().unbind(2)
         values = (image * side * side + place).flatten()
         assert len(values.unique()) == len(values) <= max(count, min(64, side * side))
+        assert len(values) >= min(count, len(fibres)) // 2
         assert (place == place[0]).all()
         assert (image == image[:, :1]).all()
         torch.testing.assert_close(condition_pD, position_encoding(8, side, side)[place[0]])
@@ -42,8 +43,21 @@ def test_a_draw_holds_distinct_fibres_with_their_conditions(images: int, side: i
 
 def test_a_spread_takes_from_every_image():
     fibres = fibres_of(torch.randn(10, 3, 16, 16))
-    drawn, _ = fibres.spread(200, torch.Generator().manual_seed(0))
-    assert drawn.shape == (10, 20, 3)
+    drawn, _ = fibres.spread(400, torch.Generator().manual_seed(0))
+    assert drawn.shape == (10, 40, 3)
+
+
+def test_a_spread_over_very_many_images_does_not_come_down_to_a_few_positions():
+    fibres = fibres_of(torch.randn(500, 2, 8, 8))
+    drawn, _ = fibres.spread(1024, torch.Generator().manual_seed(0))
+    assert drawn.shape == (32, 32, 2)
+
+
+def test_of_few_images_a_draw_takes_more_positions():
+    fibres = fibres_of(torch.randn(5, 2, 16, 16))
+    drawn, condition_pD = fibres.draw(512, torch.Generator().manual_seed(0), positions=64)
+    assert drawn.shape == (5, 102, 2)
+    assert condition_pD.shape == (102, 8)
 
 
 @given(

@@ -242,6 +242,20 @@ def test_half_precision_is_for_matrices_only(make_decoder: MakeDecoder) -> None:
     assert all(torch.equal(decoder.state()[name], tensor.float()) for name, tensor in half.items())
 
 
+def test_half_precision_moves_likelihoods_by_its_rounding_alone(make_decoder: MakeDecoder) -> None:
+    """The last rotation, whose rounding would stretch every latent vector, is the identity instead."""
+    decoder, rounded = make_decoder(41), make_decoder(41)
+    for block in (*decoder.blocks, *rounded.blocks):  # couplings that do nothing: rotations alone are rounded
+        block.subnet[2].weight.data.zero_()
+    for block in range(len(decoder.blocks) - 1):
+        for of in (decoder, rounded):
+            of.set_rotation(block, torch.eye(41))
+    rounded.round_to("float16")
+    fibres_NC, condition_ND = (tensor.float() for tensor in fibres_and_condition(50, 41))
+    assert not torch.equal(decoder.blocks[-1].w_perm, rounded.blocks[-1].w_perm)
+    torch.testing.assert_close(rounded(fibres_NC, condition_ND), decoder(fibres_NC, condition_ND), rtol=1e-6, atol=1e-6)
+
+
 def test_a_state_of_another_shape_or_with_gaps_is_refused(make_decoder: MakeDecoder) -> None:
     state = make_decoder(11).state()
     with pytest.raises(RuntimeError, match="size mismatch"):

@@ -85,6 +85,15 @@ def test_of_likely_features_it_is_freias_forward_within_1e_5_nats(channels: int,
     torch.testing.assert_close(FoldedDecoder.of(decoder)(features_BChw).double(), expected_Bhw, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(("channels", "blocks"), [(40, 8), (320, 8)])
+def test_of_a_decoder_stored_in_half_precision_it_is_freias_forward_too(channels: int, blocks: int) -> None:
+    features_BChw = features(2, channels, (7, 5))
+    decoder = near_normal(channels, blocks)
+    decoder.round_to("float16")
+    found_Bhw = FoldedDecoder(channels, decoder.config, decoder.state("float16"))(features_BChw)
+    torch.testing.assert_close(found_Bhw.double(), by_freia(decoder, features_BChw), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("condition_channels", [0, 8])
 def test_an_image_alone_has_the_likelihoods_it_has_in_a_batch(

@@ -16,7 +16,7 @@ from cflow_ray.model.context import FitContext
 from cflow_ray.model.features import Features
 from cflow_ray.model.fitting import fit_detector
 from cflow_ray.model.pooling import pooled
-from cflow_ray.model.team import Alone, Team, interleaved, share_of
+from cflow_ray.model.team import Solo, Team, interleaved, share_of
 from cflow_ray.model.threads import torch_threads
 
 Result = TypeVar("Result")
@@ -83,7 +83,7 @@ def test_shares_interleave_to_the_whole() -> None:
 
     for count in range(8):
         assert interleaved(shares(list(range(count)))) == list(range(count))
-    assert share_of([1, 2, 3], Alone()) == [1, 2, 3]
+    assert share_of([1, 2, 3], Solo()) == [1, 2, 3]
 
 
 @pytest.mark.parametrize("member_of", [[0, 1, 2, 0, 1, 2, 0], [0, 2, 0, 2, 0], [1, 1], [2, 0, 0, 1, 2]])
