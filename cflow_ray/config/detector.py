@@ -137,9 +137,9 @@ class DetectorConfig(Model):
     split_seed: Annotated[int, Field(ge=0)] | None = None
     """Draws which images are held out; null: `seed`. Fits with several seeds hold out the same images."""
     selection_fraction: Fraction = 0.1
-    """Share of the training normals held out to choose steps and peaks (at least 4 images)."""
+    """Share of the training normals held out to choose steps and peaks (at least 4 images, below 16 a quarter)."""
     calibration_fraction: Fraction = 0.2
-    """Share of the training normals held out for p-values and thresholds only (at least 4 images)."""
+    """Share of the training normals held out for p-values and thresholds only (at least 4 images, below 16 a quarter)."""
     calibration: Literal["auto", "split", "cross"] = "auto"
     """`split` scores held-out images; `cross` every image by a model of other images (`folds` more fits); auto is cross
     below 200 normal images."""

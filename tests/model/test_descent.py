@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from cflow_ray.config import DetectorConfig, EncoderConfig, FlowConfig
 from cflow_ray.errors import FitError
+from cflow_ray.model import descent
 from cflow_ray.model.context import FitContext
 from cflow_ray.model.descent import fit_level, fitting_precision
 from cflow_ray.model.features import Features
@@ -22,7 +23,7 @@ from cflow_ray.model.flow import Decoder
 from cflow_ray.model.paper_descent import PaperDescent
 from cflow_ray.model.position import position_encoding
 from cflow_ray.model.progress import FitProgress
-from cflow_ray.model.recipes import PaperSchedule
+from cflow_ray.model.recipes import PaperSchedule, level_schedule
 from cflow_ray.model.seeds import seeded
 from cflow_ray.model.stepping import Level
 
@@ -133,8 +134,8 @@ def test_the_papers_recipe_gives_the_loss_curve_of_a_plain_loop(images: int, siz
     steps = 120
     decoder = Decoder(5, FLOW, seeded(7, "level1"))
     twin = plain_flow(decoder)
-    descent = PaperDescent(decoder, fibres_of(maps_IChw), seeded(7, "f"), seeded(7, "i"))
-    ours = itertools.chain.from_iterable(descent.one_pass() for _ in range(200))
+    of_paper = PaperDescent(decoder, fibres_of(maps_IChw), seeded(7, "f"), seeded(7, "i"))
+    ours = itertools.chain.from_iterable(of_paper.one_pass() for _ in range(200))
     found = [float(loss) for loss in itertools.islice(ours, steps)]
     expected = list(itertools.islice(official_losses(twin, maps_IChw, seeded(7, "f"), seeded(7, "i")), steps))
     assert found == pytest.approx(expected, abs=1e-4)
@@ -173,10 +174,10 @@ def test_the_papers_recipe_keeps_the_weights_of_its_last_step() -> None:
     )
     generator = seeded(3, "level1")
     decoder = Decoder(5, FLOW, generator)
-    descent = PaperDescent(decoder, fibres_of(maps_IChw), generator, seeded(3, "order"))
-    descent.spread(fibres_of(maps(4, size=(2, 4), seed=1)), 1024)
+    of_paper = PaperDescent(decoder, fibres_of(maps_IChw), generator, seeded(3, "order"))
+    of_paper.spread(fibres_of(maps(4, size=(2, 4), seed=1)), 1024)
     for _ in range(200):
-        list(descent.one_pass())
+        list(of_paper.one_pass())
     assert all(torch.equal(a, b) for a, b in zip(fitted.parameters(), decoder.parameters(), strict=True))
     assert [progress.step for progress in watched] == list(range(1, 201))
     assert {(progress.level, progress.levels, progress.steps) for progress in watched} == {(1, 3, 200)}
@@ -231,29 +232,55 @@ def test_every_use_of_a_seed_has_draws_of_its_own() -> None:
     assert draws == [torch.rand(4, generator=seeded(*use)).tolist() for use in uses]
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_either_precision_fits(precision: str) -> None:
-    """On a mixture no Gaussian describes: both leave the start behind, by much the same."""
+def test_either_precision_fits() -> None:
+    """On a mixture no Gaussian describes: both leave the start behind, by much the same, and are not the same."""
     generator = torch.Generator().manual_seed(0)
     x_IHW = torch.randn(440, 4, 4, generator=generator)
     maps_IChw = torch.stack([x_IHW, x_IHW.square() + 0.2 * torch.randn(440, 4, 4, generator=generator)], 1)
-    reports = list[FitProgress]()
-    decoder = fit_level(
-        LEVEL,
-        fibres_of(maps_IChw[:400]),
-        fibres_of(maps_IChw[400:]),
-        config(recipe="fast").model_copy(update={"precision": precision}),
-        0,
-        FitContext(lambda progress, _: reports.append(progress)),
-    )
-    assert all(parameter.dtype == torch.float32 for parameter in decoder.parameters())
-    assert reports[-1].nll < reports[0].nll - 0.2
+    last = dict[str, float]()
+    for precision in ("float32", "bfloat16"):
+        reports = list[FitProgress]()
+        decoder = fit_level(
+            LEVEL,
+            fibres_of(maps_IChw[:400]),
+            fibres_of(maps_IChw[400:]),
+            config(recipe="fast").model_copy(update={"precision": precision}),
+            0,
+            FitContext(lambda progress, _, reports=reports: reports.append(progress)),
+        )
+        assert all(parameter.dtype == torch.float32 for parameter in decoder.parameters())
+        assert reports[-1].nll < reports[0].nll - 0.2
+        last[precision] = reports[-1].nll
+    assert last["bfloat16"] == pytest.approx(last["float32"], abs=0.02)
+    assert last["bfloat16"] != last["float32"]
 
 
-def test_precision_is_what_was_asked_for() -> None:
-    assert fitting_precision(config().model_copy(update={"precision": "float32"})) == torch.float32
-    assert fitting_precision(config().model_copy(update={"precision": "bfloat16"})) == torch.bfloat16
-    assert fitting_precision(config().model_copy(update={"precision": "auto"})) in (torch.float32, torch.bfloat16)
+@pytest.mark.parametrize(
+    ("asked", "hardware_has_it", "taken"),
+    [
+        ("float32", True, torch.float32),
+        ("bfloat16", False, torch.bfloat16),
+        ("auto", True, torch.bfloat16),
+        ("auto", False, torch.float32),
+    ],
+)
+def test_precision_is_what_was_asked_for(
+    asked: str, hardware_has_it: bool, taken: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(descent, "_multiplies_bfloat16", lambda device: hardware_has_it)
+    assert fitting_precision(config().model_copy(update={"precision": asked})) == taken
+    of_paper = config(recipe="paper").model_copy(update={"precision": asked})
+    assert fitting_precision(of_paper) == torch.float32
+
+
+@pytest.mark.parametrize("recipe", ["fast", "balanced"])
+def test_steps_are_taken_at_the_rates_of_the_schedule(recipe: str) -> None:
+    fibres, seen = fibres_of(maps(64)), dict[int, float]()
+    watch = FitContext(lambda progress, _: seen.update({progress.step: progress.rate}))
+    fit_level(LEVEL, fibres, fibres_of(maps(4, seed=1)), config(recipe=recipe), 0, watch)
+    schedule = level_schedule(recipe, LEVEL.stride, len(fibres))
+    assert len(set(seen.values())) > 1
+    assert seen == pytest.approx({step: schedule.rate_at(step - 1) for step in seen})
 
 
 @pytest.mark.gpu

@@ -29,7 +29,7 @@ from cflow_ray.model.fitted import Fitted
 from cflow_ray.model.fitting import fit_detector
 from cflow_ray.model.flow import Decoder
 from cflow_ray.model.folded import FoldedDecoder
-from cflow_ray.model.partition import cross_normals, split_normals
+from cflow_ray.model.partition import Split, cross_normals, split_normals
 from cflow_ray.model.progress import FitProgress
 from cflow_ray.model.seeds import category_seed, seeded
 from cflow_ray.model.stepping import Level
@@ -164,6 +164,33 @@ def test_the_level_that_takes_longest_starts_first(
     monkeypatch.setattr(fitting, "ThreadPoolExecutor", lambda most, **of_pool: ThreadPoolExecutor(1, **of_pool))
     fit([torch.zeros(9, 6, 8, 8), torch.zeros(9, coarse_channels, 4, 4)], TINY)
     assert started == order
+
+
+def test_levels_are_fitted_at_the_strides_that_name_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that rounds down gives 31 rows of 250 pixels at stride 8."""
+    seen: list[float] = []
+
+    def note(level: Level, train: Fibres, *of_fit: Any) -> Decoder:
+        seen.append(level.stride)
+        return Decoder(train.channels, TINY.flow, torch.Generator())
+
+    monkeypatch.setattr(fitting, "fit_level", note)
+    features = Features.of_pyramid([torch.zeros(9, 4, 31, 31), torch.zeros(9, 4, 15, 15)], (250, 250))
+    for encoder in (EncoderConfig(strides=(8, 16)), EncoderConfig(blocks=(2, 5))):
+        fit_detector(features, TINY.model_copy(update={"encoder": encoder, "input_size": 250}), 0)
+    assert seen == [8, 16, 250 / 31, 250 / 15]
+
+
+def test_given_splits_take_the_place_of_the_seeds() -> None:
+    split = Split(train=tuple(range(8)), selection=(8, 9), calibration=(10, 11, 12))
+    pyramid = small_pyramid(13)
+    other = fit_detector(features_of(pyramid), TINY, 1, splits=[split])
+    assert len(other.calibration.scores) == 3
+    pyramid[0][10:], pyramid[1][10:] = 0, 0
+    alike = fit_detector(features_of(pyramid), TINY, 1, splits=[split])
+    ours, others = weights(other), weights(alike)
+    assert all(torch.equal(ours[name], others[name]) for name in ours)  # what calibrates does not train
+    assert alike.calibration.scores != other.calibration.scores
 
 
 @pytest.mark.usefixtures("two_threads")

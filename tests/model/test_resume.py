@@ -93,7 +93,7 @@ def everything(fitted: Fitted) -> dict[str, Tensor]:
     ids=["first level", "second level", "first fold", "last fold", "paper, second level"],
 )
 def test_a_fit_goes_on_to_the_same_weights(settings: dict[str, Any], share: float, one_thread: None) -> None:
-    """CutError off after a share of its looks, with one thread: one level after the other."""
+    """Cut off after a share of its looks, with one thread: one level after the other."""
     given, looks = features(8 if settings else 30), list[FitProgress]()
     counting = FitContext(lambda progress, _: looks.append(progress))
     undisturbed = everything(fit_detector(given, config(**settings), 3, counting))
@@ -120,7 +120,7 @@ def one_thread() -> Iterator[None]:
 
 
 def test_what_was_fitted_is_not_fitted_again() -> None:
-    """After a cut in the last fold only that fold is fitted; of its finished levels nothing is."""
+    """With the savepoints of a fit that came to its end, another takes no step."""
     folds = config(calibration="cross", folds=2)
     cut = cut_after(10**6)
     fit_detector(features(), folds, 3, cut)  # to its end

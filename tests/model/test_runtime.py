@@ -44,6 +44,7 @@ from cflow_ray.model.runtime import (
     open_runtime,
 )
 from cflow_ray.model.scoring import Calibration
+from cflow_ray.model.threads import torch_threads
 
 BOUND = 1e-5
 CATEGORIES = ("cat", "cup", "rocket")
@@ -424,6 +425,17 @@ def test_a_lone_image_has_all_of_torchs_threads_in_onnxruntimes_encoder(lite0: E
             assert len(list(tasks.iterdir())) - running == threads - 1  # the caller's is one of them
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_lone_image_has_the_features_that_it_has_in_a_batch(lite0: Encoder, images: Images) -> None:
+    """Though with several threads another session of onnxruntime encodes it."""
+    pytest.importorskip("onnxruntime")
+    with torch_threads(4):
+        compiled = OnnxRuntime().compile_encoder(lite0, tuple(images["cat"].shape[2:]))
+        together = compiled(images["cat"][:3])
+        for number in range(3):
+            lone = compiled(images["cat"][number : number + 1])
+            assert all(torch.equal(level[0], whole[number]) for level, whole in zip(lone, together, strict=True))
 
 
 def test_images_side_by_side_keep_their_order(detectors: dict[str, Detector]) -> None:

@@ -11,13 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from cflow_ray.config import DetectorConfig
-from cflow_ray.model.context import FitContext
+from cflow_ray.config import DetectorConfig, FlowConfig
+from cflow_ray.model.context import FitContext, SharedSavepoints, State
 from cflow_ray.model.features import Features
 from cflow_ray.model.fitting import fit_detector
+from cflow_ray.model.flow import Decoder
 from cflow_ray.model.pooling import pooled
+from cflow_ray.model.seeds import seeded
+from cflow_ray.model.stepping import start_alike
 from cflow_ray.model.team import Solo, Team, interleaved, share_of
 from cflow_ray.model.threads import torch_threads
+from tests.model.test_resume import Memory
 
 Result = TypeVar("Result")
 
@@ -119,6 +123,26 @@ def test_members_whose_values_are_of_other_magnitudes_pool_them_in_one_scale() -
 def test_no_image_anywhere_pools_to_none() -> None:
     empty = Features((), (), (), ())
     assert [len(found) for found in together(2, lambda team: pooled(empty, [], team, lambda rows: rows))] == [0, 0]
+
+
+def test_members_start_from_the_weights_and_the_savepoints_of_the_first() -> None:
+    """Whatever the others have: another processor's last bits, another node's folder."""
+
+    def start(team: Team) -> tuple[Decoder, State | None]:
+        decoder = Decoder(6, FlowConfig(blocks=2, condition_channels=8), seeded(team.rank, "start"))
+        start_alike(decoder, team)
+        own = Memory()
+        own.save("level0", {"rank": torch.tensor(team.rank)})
+        return decoder, SharedSavepoints(own, team).load("level0")
+
+    first, *others = together(3, start)
+    assert first[1] == {"rank": torch.tensor(0)}
+    for decoder, state in others:
+        assert state == first[1]
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(decoder.state_dict().values(), first[0].state_dict().values(), strict=True)
+        )
 
 
 @pytest.mark.parametrize(("recipe", "calibration"), [("fast", "cross"), ("paper", "split")])
