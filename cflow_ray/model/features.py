@@ -12,6 +12,7 @@ from torch import Tensor
 from cflow_ray.errors import FitError
 from cflow_ray.model.encoder_model import CompiledEncoder
 from cflow_ray.model.region import covered
+from cflow_ray.model.seeds import seeded
 from cflow_ray.model.tiling import Layout
 
 # Shapes: T tiles (an image that is not cut is one tile), P = h * w positions, C channels.
@@ -122,6 +123,7 @@ class _Builder:
         self._tiles_of: list[range] = []
         self._copies_of: list[range] = []
         self._tiles = 0
+        self._generator = seeded(0, "dither")
 
     def add_tiles(self, pyramid: Sequence[Tensor]) -> None:
         """Append tiles with their maps (t, C_l, h_l, w_l)."""
@@ -130,7 +132,7 @@ class _Builder:
             self._levels = [LevelFeatures((level.shape[2], level.shape[3]), _fitting_scale(level)) for level in pyramid]
         for level, maps_tChw in zip(self._levels, pyramid, strict=True):
             rows_tPC = maps_tChw.permute(0, 2, 3, 1).flatten(1, 2).cpu() / level.scale
-            level.tiles += self._keep(rows_tPC.clamp(-_LARGEST_HALF, _LARGEST_HALF).half()).unbind()
+            level.tiles += self._keep(_dithered(rows_tPC, self._generator)).unbind()
 
     def add_piece(self, tiles: int, layout: Layout | None) -> None:
         """The next tiles are an image of this layout or, without one, a copy of the image before."""
@@ -154,6 +156,18 @@ def _refuse_non_finite(pyramid: Sequence[Tensor]) -> None:
                 f"the encoder gave features that are not finite at level {number}, before the first step; "
                 "check its weights."
             )
+
+
+def _dithered(values: Tensor, generator: torch.Generator) -> Tensor:
+    """In half precision, rounded up or down by chance so that the mean stays.
+
+    A channel that is constant would be so at the nearest half, and a decoder fitted to that would take the true value,
+    which is scored, for a large deviation.
+    """
+    dropped_bits = 13  # of the mantissa's 23, of which half precision has 10
+    chance = torch.randint(1 << dropped_bits, values.shape, dtype=torch.int32, generator=generator)
+    bits = (values.contiguous().view(torch.int32) + chance) & -(1 << dropped_bits)
+    return bits.view(torch.float32).clamp(-_LARGEST_HALF, _LARGEST_HALF).half()
 
 
 def _fitting_scale(level_tChw: Tensor) -> float:

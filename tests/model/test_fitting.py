@@ -353,6 +353,29 @@ def test_features_without_any_spread_can_be_fitted_and_a_deviation_still_shows(c
     assert detector.score(usual[0]) < 0.9 < detector.score(unusual[0])
 
 
+@pytest.mark.parametrize("value", [0.3, 1.2345, -2.5001])
+def test_a_channel_that_is_always_the_same_leaves_fresh_normals_normal(value: float) -> None:
+    """Half precision does not hold these values: what is kept and what is scored differ."""
+    generator = torch.Generator().manual_seed(0)
+
+    def pyramid(images: int) -> list[Tensor]:
+        levels = [torch.randn(images, 6, side, side, generator=generator) for side in (8, 4)]
+        for level in levels:
+            level[:, 2] = value
+        return levels
+
+    fitted = fit(pyramid(60), TINY.model_copy(update={"calibration": "split", "calibration_fraction": 0.3}))
+    detector = fitted.detector()
+    scores = np.array([detector.score(map_HW) for map_HW in detector.maps(pyramid(200))])
+    calibration = np.array(fitted.calibration.scores)
+    assert len(calibration) == 18
+    assert abs(np.median(scores) - np.median(calibration)) < 0.2
+    assert np.mean(scores > calibration.max()) < 0.3  # of 19 exchangeable scores one is the highest
+    odd = [level.clone() for level in pyramid(1)]
+    odd[0][0, 2] += 0.1
+    assert detector.score(detector.maps(odd)[0]) > calibration.max()
+
+
 def test_cross_calibration_scores_every_image_by_a_model_that_did_not_see_it() -> None:
     """Spoil one image: the model that scores it was fitted without it, so its fold's other scores stay bit for bit."""
     config = TINY.model_copy(update={"calibration": "cross"})
@@ -462,11 +485,13 @@ def test_images_that_calibrate_choose_nothing_and_the_others_do_not_calibrate() 
 
 
 @pytest.mark.parametrize("calibration", ["split", "cross"])
+@pytest.mark.parametrize("side", [32, 64])
 def test_a_category_of_identical_black_images_can_be_fitted(
-    lite0: Encoder, photographs: Tensor, calibration: str
+    lite0: Encoder, photographs: Tensor, calibration: str, side: int
 ) -> None:
-    config = DetectorConfig(input_size=64, recipe="fast", flow=FlowConfig(blocks=3), calibration=calibration)
-    black = torch.zeros(8, 3, 64, 64, dtype=torch.uint8)
+    """At 32 pixels the coarsest level has a single location, and no channel of it any spread."""
+    config = DetectorConfig(input_size=side, recipe="fast", flow=FlowConfig(blocks=3), calibration=calibration)
+    black = torch.zeros(8, 3, side, side, dtype=torch.uint8)
     fitted = fit_detector(encode(lite0, whole(black)), config, seed=0)
     assert all(torch.isfinite(tensor).all() for tensor in weights(fitted).values())
     assert all(np.isfinite([*fitted.calibration.peaks, *fitted.calibration.scores]))
