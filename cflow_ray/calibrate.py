@@ -60,7 +60,8 @@ def calibrate(config: CalibrateConfig, watch: Watch = lambda done, total: None) 
             "calibration_scores": fitted.calibration.scores,
             "nll": fitted.nll,
             "metrics": {},  # they were the old calibration's
-            "data_digest": "",
+            "data_digest": "",  # so that no fit takes it for its own
+            "weights_data_digest": manifest.weights_data_digest or manifest.data_digest,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "origin": f"{version} calibrated on {config.data}",
             "packages": installed_packages(),
@@ -82,7 +83,7 @@ def calibrate(config: CalibrateConfig, watch: Watch = lambda done, total: None) 
 
 
 def _version(registry: Registry, config: CalibrateConfig) -> str:
-    """The version asked for, else the newest where that awaits calibration, else the promoted one."""
+    """The version asked for, else the newest where that awaits calibration or none is promoted, else the promoted one."""
     if config.version is not None:
         return registry.resolve(config.category, config.version)
     versions = registry.versions(config.category)
@@ -91,13 +92,16 @@ def _version(registry: Registry, config: CalibrateConfig) -> str:
             f"no version of {config.category!r} in {config.registry}. "
             f"Run: cflow-ray models import FILE --registry {config.registry} --category {config.category}"
         )
-    newest = versions[-1]
-    return registry.best(config.category) if registry.manifest(config.category, newest).is_calibrated else newest
+    newest, promoted = versions[-1], registry.pointer_if_there(config.category)
+    if promoted is None or not registry.manifest(config.category, newest).is_calibrated:
+        return newest
+    return promoted.version
 
 
 def _familiar(manifest: Manifest, data: DataSet) -> tuple[str, ...]:
     """Whether the weights were fitted on these very images, as far as the manifest knows."""
-    if not manifest.data_digest or manifest.data_digest != data.digest(manifest.category, data.root.sizes()):
+    fitted_on = manifest.weights_data_digest or manifest.data_digest
+    if not fitted_on or fitted_on != data.digest(manifest.category, data.root.sizes()):
         return ()
     return (
         "the weights were fitted on these images, so new ones will score higher; calibrate on images of their own.",

@@ -162,6 +162,9 @@ def test_weights_that_know_the_images_are_told_from_others(places: Path, tmp_pat
     )
     found = calibrate(settings(places, version=known))
     assert [note for note in found.notes if "fitted on these images" in note]
+    again = calibrate(settings(places, version=found.version))
+    assert [note for note in again.notes if "fitted on these images" in note]
+    assert registry.manifest("grass", again.version).data_digest == ""
 
 
 # -- refused
@@ -207,6 +210,16 @@ def test_a_data_set_without_the_category_is_refused(places: Path, tmp_path: Path
 
 
 # -- the command line
+
+
+def test_a_version_that_nobody_promoted_is_named_and_can_be_calibrated(places: Path, tmp_path: Path) -> None:
+    imported = import_into(places, tmp_path / "registry")
+    registry = Registry(Storage(str(tmp_path / "registry")))
+    with pytest.raises(CheckpointError, match=rf"no version of 'grass' is promoted; there are {imported}\..*calibrate"):
+        registry.best("grass")
+    calibrated = calibrate(settings(places, registry=str(tmp_path / "registry"))).version
+    registry.storage.remove("grass/best.json")
+    assert calibrate(settings(places, registry=str(tmp_path / "registry"))).calibrated == calibrated
 
 
 def run(*arguments: str | Path) -> Result:

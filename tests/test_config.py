@@ -196,7 +196,7 @@ def test_mistakes_name_the_file(write_yaml: WriteYaml) -> None:
 @pytest.mark.parametrize(("kind", "key"), [(FitConfig, "registry"), (ScoreConfig, "output"), (ServeConfig, "registry")])
 def test_a_missing_key_says_how_to_give_it(write_yaml: WriteYaml, kind: type[Model], key: str) -> None:
     file = write_yaml({name: value for name, value in NEEDED[kind].items() if name != key})
-    with pytest.raises(ConfigError, match=rf"'{key}' is missing; give it in the YAML file or as --{key}"):
+    with pytest.raises(ConfigError, match=rf"'{key}' is missing; give it in the YAML file or on the command line"):
         load_config(kind, file, {})
 
 
@@ -448,3 +448,16 @@ def test_a_server_that_could_never_let_its_largest_request_in_is_refused() -> No
 )
 def test_auto_fits_folds_below_200_images(calibration: str, count: int, cross: bool) -> None:
     assert DetectorConfig(calibration=calibration).is_cross(count) is cross
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"copies": 1}, "would repeat the images"),
+        ({"copies": 2, "horizontal_flip": True}, "an image has one mirrored copy"),
+    ],
+)
+def test_copies_that_would_be_alike_are_refused(settings: dict[str, object], says: str) -> None:
+    with pytest.raises(ValidationError, match=says):
+        DetectorConfig.model_validate({"augmentation": settings})
+    assert DetectorConfig.model_validate({"augmentation": settings | {"rotation": 5}})

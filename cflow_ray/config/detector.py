@@ -106,6 +106,8 @@ class AugmentationConfig(Model):
     def _copies_differ(self) -> Self:
         if self.copies and not (self.horizontal_flip or self.rotation):
             raise ValueError("copies without horizontal_flip or rotation would repeat the images; set one of them")
+        if self.copies > 1 and not self.rotation:
+            raise ValueError("an image has one mirrored copy; set copies to 1, or rotation as well")
         return self
 
 

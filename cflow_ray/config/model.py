@@ -110,7 +110,7 @@ def _explain(kind: type[Model], item: Mapping[str, Any]) -> str:
     if item["type"] == "extra_forbidden":
         return f"unknown key {path!r}; allowed here: {', '.join(sorted(_fields_at(kind, item['loc'][:-1])))}"
     if item["type"] == "missing":
-        return f"{path!r} is missing; give it in the YAML file or as --{path.replace('_', '-')}"
+        return f"{path!r} is missing; give it in the YAML file or on the command line (--help says how)"
     message = item["msg"].removeprefix("Value error, ")
     return f"{path!r} is {item['input']!r}: {message}" if path else message
 

@@ -68,9 +68,9 @@ def prepare(content: bytes, config: InputConfig, max_pixels: int = MAX_PIXELS) -
     """Decode, turn upright, convert to 8-bit RGB, crop and resize as a detector's input is configured.
 
     Both sides are resized to the input's (aspect is not kept, as in the paper); with tiling the image keeps its aspect
-    and is only scaled, to at least one tile. 16-bit and float images are scaled by fixed constants, never by their own
-    range, so that brightness keeps its meaning; transparency is dropped. Raises ImageError where the bytes are no
-    whole image of a known format, or too large to be scaled.
+    and is only scaled, but for a side shorter than a tile, which is stretched to one. 16-bit and float images are
+    scaled by fixed constants, never by their own range, so that brightness keeps its meaning; transparency is dropped.
+    Raises ImageError where the bytes are no whole image of a known format, or too large to be scaled.
     """
     image = decode(content, max_pixels)
     frame = centre_frame(image.width, image.height, config.crop)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,12 +14,14 @@ from cflow_ray.config import EvaluateConfig
 from cflow_ray.data.datasets import read_data_set
 from cflow_ray.data.images import WHOLE, Window, as_window, decode_map, decode_mask
 from cflow_ray.data.layouts.tree import mask_files
-from cflow_ray.data.samples import DataSet, Sample
+from cflow_ray.data.samples import TRAIN, DataSet, Sample
 from cflow_ray.errors import DataError, ImageError
 from cflow_ray.evaluation.figures import Metrics
 from cflow_ray.evaluation.metrics import compute_metrics
 from cflow_ray.store.results import read_maps, read_results
 from cflow_ray.store.storage import Storage
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -72,18 +75,20 @@ def evaluate(
 ) -> dict[str, Metrics]:
     """Metrics by category of a score table whose keys are the data set's image paths.
 
-    Rows with `error`, without a sample of that path, or without label do not count. Raises DataError where no row
-    belongs to the data set.
+    Rows with `error`, of a training image, without a sample of that path, or without label do not count; of several
+    rows of one image the first does. Raises DataError where no row is of a test image.
     """
     data_set = read_data_set(config, config.storage_options)
     wanted = set(data_set.chosen(config.only))
     results = Storage(config.results, config.storage_options)
     rows = [row for row in read_results(results).to_pylist() if row["error"] is None]
-    by_path = {sample.image: sample for sample in data_set.samples if sample.category in wanted}
-    known = [row for row in rows if row["key"] in by_path]
+    by_path = {
+        sample.image: sample for sample in data_set.samples if sample.category in wanted and sample.split != TRAIN
+    }
+    known = _one_of_each([row for row in rows if row["key"] in by_path])
     if not known:
         raise DataError(
-            f"no key of {config.results} is an image of {config.data}; keys must be paths below the data's root."
+            f"no key of {config.results} is a test image of {config.data}; keys must be paths below the data's root."
         )
     found: dict[str, Metrics] = {}
     categories = sorted({by_path[row["key"]].category for row in known})
@@ -92,6 +97,16 @@ def evaluate(
         found[category] = _category_metrics(data_set, results, of_category, by_path)
         progress(number, len(categories))
     return found
+
+
+def _one_of_each(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The first row of every image, which two archives may hold."""
+    first: dict[str, Mapping[str, Any]] = {}
+    for row in rows:
+        first.setdefault(row["key"], row)
+    if len(first) < len(rows):
+        log.warning("%d rows repeat an image; the first of each counts", len(rows) - len(first))
+    return list(first.values())
 
 
 def _category_metrics(

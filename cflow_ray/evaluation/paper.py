@@ -19,7 +19,7 @@ from cflow_ray.data.datasets import read_data_set
 from cflow_ray.data.images import PreparedImage
 from cflow_ray.data.loading import load_images
 from cflow_ray.data.samples import TEST, DataSet, Sample
-from cflow_ray.errors import ConfigError
+from cflow_ray.errors import ConfigError, DataError
 from cflow_ray.evaluation.evaluate import read_mask
 from cflow_ray.model.detector import Detector
 from cflow_ray.model.encoder import Encoder
@@ -32,9 +32,9 @@ from cflow_ray.store.storage import Storage
 
 @dataclass(frozen=True)
 class PaperFigures:
-    """AUROC under the paper's score; pixels only where every test image has a mask."""
+    """AUROC under the paper's score: None without both labels, and of pixels unless every test image has a mask."""
 
-    image_auroc: float
+    image_auroc: float | None
     pixel_auroc: float | None
 
 
@@ -55,12 +55,20 @@ def paper_score(likelihoods: Sequence[Tensor], size: tuple[int, int]) -> tuple[T
 def evaluate_as_the_paper(
     config: EvaluateConfig, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> dict[str, PaperFigures]:
-    """Score the labelled test images of every category anew with the registry's best detectors, the paper's way."""
+    """Score the labelled test images of every category anew with the registry's best detectors, the paper's way.
+
+    Raises DataError where the registry has a detector of none of the categories.
+    """
     if config.registry is None:
         raise ConfigError("the paper's score needs likelihoods, which no score table holds; give --registry too.")
     registry = Registry(Storage(config.registry, config.storage_options))
     data_set = read_data_set(config, config.storage_options)
-    categories = [name for name in data_set.chosen(config.only) if name in registry.categories()]
+    chosen, there = data_set.chosen(config.only), registry.categories()
+    categories = [name for name in chosen if name in there]
+    if not categories:
+        raise DataError(
+            f"the paper's score needs detectors of {', '.join(chosen)}; {config.registry} holds {', '.join(there) or 'none'}."
+        )
     figures = {}
     for number, category in enumerate(categories, start=1):
         version = registry.best(category)
@@ -76,6 +84,8 @@ def paper_figures(data_set: DataSet, category: str, encoder: Encoder, detector: 
     if detector.config.tiling is not None:
         raise ConfigError(f"{category} is scored in tiles, which the paper's score does not know.")
     images = list(_labelled(data_set, category, detector))
+    if not images:
+        return PaperFigures(None, None)
     seen = [covered(torch.from_numpy(image.pixels_3HW), detector.region_HW)[None] for _, image in images]
     likelihoods = [detector.likelihoods(encoder(image_13HW)) for image_13HW in seen]
     of_level = [torch.cat(level) for level in zip(*likelihoods, strict=True)]
@@ -85,9 +95,13 @@ def paper_figures(data_set: DataSet, category: str, encoder: Encoder, detector: 
     labels_I = torch.tensor([sample.label for sample, _ in images])
     whole = len(known) == len(masks)
     return PaperFigures(
-        image_auroc=float(binary_auroc(score_I, labels_I)),
-        pixel_auroc=float(binary_auroc(map_IHW.flatten(), torch.stack(known).flatten().long())) if whole else None,
+        image_auroc=_auroc(score_I, labels_I),
+        pixel_auroc=_auroc(map_IHW.flatten(), torch.stack(known).flatten().long()) if whole else None,
     )
+
+
+def _auroc(score_N: Tensor, label_N: Tensor) -> float | None:
+    return float(binary_auroc(score_N, label_N)) if 0 < label_N.sum() < len(label_N) else None
 
 
 def _labelled(data_set: DataSet, category: str, detector: Detector) -> Iterator[tuple[Sample, PreparedImage]]:

@@ -47,6 +47,17 @@ class Encoder(nn.Module):
         pyramids = [self.encode(images_b3HW) for images_b3HW in torch.split(images_B3HW, at_once)]
         return [torch.cat(level) for level in zip(*pyramids, strict=True)]
 
+    def check_size(self, size: tuple[int, int]) -> None:
+        """Raises ConfigError where the network takes no images of this height and width."""
+        mean = self.get_buffer("mean")
+        try:
+            self(torch.zeros(1, 3, *size, dtype=torch.uint8, device=mean.device))
+        except (RuntimeError, AssertionError) as error:  # timm's networks raise either
+            reason = " ".join(str(error).split())[:200]
+            raise ConfigError(
+                f"{self.config.name} takes no input of {size[0]} x {size[1]} pixels: {reason}. Set another input_size."
+            ) from error
+
     def encode(self, images_b3HW: Tensor) -> list[Tensor]:
         """As `forward`, in one pass however many images there are."""
         mean = self.get_buffer("mean")

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-import torch
-
 from cflow_ray.config import DetectorConfig, ImportConfig
 from cflow_ray.errors import CheckpointError, ConfigError
 from cflow_ray.model.encoder import Encoder
@@ -107,13 +105,7 @@ def _check_fit(foreign: ForeignCheckpoint, detector: DetectorConfig, file: str) 
             f"the decoders in {file} have {_listed(foreign.channels)} channels, the levels of {name} have "
             f"{_listed(encoder.channels)}; name the network with --encoder."
         )
-    try:
-        encoder(torch.zeros(1, 3, *detector.size, dtype=torch.uint8))
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(
-            f"{name} takes no input of {detector.size[0]} x {detector.size[1]} pixels: {reason}"
-        ) from error
+    encoder.check_size(detector.size)
 
 
 def _listed(numbers: tuple[int, ...]) -> str:

@@ -54,6 +54,9 @@ class Manifest(Model):
     seed: int = 0
     """The category's own seed, derived from the run's."""
     data_digest: str = ""
+    """Of the images that weights and calibration are from; empty where none of them, or not all, is known."""
+    weights_data_digest: str = ""
+    """Of those that a version's weights were fitted on, where it was calibrated anew."""
     created: str = ""
     origin: str = ""
     """Where weights or calibration come from that no fit of this registry made: a file, or an earlier version."""

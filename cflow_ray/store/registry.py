@@ -115,6 +115,11 @@ class Registry:
     def pointer(self, category: str) -> Pointer:
         """The pointer of a category."""
         pointer = self.pointer_if_there(category)
+        if pointer is None and (versions := self.versions(category) if _NAME.fullmatch(category) else []):
+            raise CheckpointError(
+                f"no version of {category!r} is promoted; there are {', '.join(versions)}. Run: cflow-ray models promote "
+                f"{category} VERSION, or, where it was imported, cflow-ray models calibrate {category}"
+            )
         if pointer is None:
             known = ", ".join(self.categories()) or "none"
             raise CheckpointError(

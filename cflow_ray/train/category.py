@@ -97,6 +97,7 @@ class _Fit:
         normals = self._data.normals(self._task.category)
         if not normals:
             raise DataError(f"{self._task.category!r} has no training image; add normal images to its train split.")
+        self._encoder.check_size(self._task.detector.size)
         meter = CategoryMeter(len(share_of(normals, self._team)), self._task.seeds)
         region_HW = self._region()
         features = self._encoded(normals, region_HW, meter)

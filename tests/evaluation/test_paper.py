@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import skimage.transform
 import torch
+from click.testing import CliRunner
+from sklearn.metrics import roc_auc_score
 
+from cflow_ray.cli import main
 from cflow_ray.config import EvaluateConfig
-from cflow_ray.errors import ConfigError
-from cflow_ray.evaluation.paper import evaluate_as_the_paper, paper_score
+from cflow_ray.data.images import decode_mask, prepare
+from cflow_ray.errors import ConfigError, DataError
+from cflow_ray.evaluation.paper import PaperFigures, evaluate_as_the_paper, paper_score
 from cflow_ray.store.registry import Registry
+from cflow_ray.store.results import SCORE_SCHEMA
 from cflow_ray.store.storage import Storage
 
 
@@ -48,9 +61,59 @@ def test_it_asks_for_the_registry(tmp_path) -> None:
         evaluate_as_the_paper(EvaluateConfig(data=str(tmp_path), results=str(tmp_path), paper_score=True))
 
 
-def test_an_empty_registry_gives_no_figures(tmp_path) -> None:
+def test_a_registry_without_the_categories_is_told(tmp_path) -> None:
     (tmp_path / "data" / "screw" / "test" / "good").mkdir(parents=True)
     (tmp_path / "data" / "screw" / "test" / "good" / "0.png").write_bytes(b"x")
     Registry.create(Storage(str(tmp_path / "registry")))
     config = EvaluateConfig(data=str(tmp_path / "data"), results="r", registry=str(tmp_path / "registry"))
-    assert evaluate_as_the_paper(config) == {}
+    with pytest.raises(DataError, match=r"detectors of screw; .*registry holds none"):
+        evaluate_as_the_paper(config)
+
+
+def evaluated(miniature: Path, registry: Path, **more: Any) -> PaperFigures:
+    config = EvaluateConfig(data=str(miniature), results="r", registry=str(registry), **more)
+    (figures,) = evaluate_as_the_paper(config).values()
+    return figures
+
+
+def test_the_figures_are_those_of_the_score_over_all_test_images(miniature: Path, registry: Path) -> None:
+    """By hand: every test image through the registry's detector, the paper's score over all, scikit-learn's AUROC."""
+    opened = Registry(Storage(str(registry)))
+    detector = opened.detector("brick", opened.best("brick"))
+    encoder = opened.encoder(detector.config.encoder, detector.encoder_digest)
+    size, of_image, labels, masks = detector.config.size, [], [], []
+    for path in sorted((miniature / "brick" / "test").rglob("*.png")):
+        image = torch.from_numpy(prepare(path.read_bytes(), detector.config.input).pixels_3HW)
+        of_image.append(detector.likelihoods(encoder(image[None])))
+        labels.append(path.parent.name != "good")
+        mask = miniature / "brick" / "ground_truth" / path.parent.name / f"{path.stem}_mask.png"
+        masks.append(decode_mask(mask.read_bytes(), size) if labels[-1] else np.zeros(size, dtype=bool))
+    score_I, map_IHW = paper_score([torch.cat(level) for level in zip(*of_image, strict=True)], size)
+    found = evaluated(miniature, registry)
+    assert found.image_auroc == pytest.approx(roc_auc_score(labels, score_I.numpy()), abs=1e-6)
+    expected = roc_auc_score(np.stack(masks).ravel(), map_IHW.numpy().ravel())
+    assert found.pixel_auroc == pytest.approx(expected, abs=1e-5)
+
+
+def test_without_a_defect_or_without_labels_there_is_no_figure(miniature: Path, registry: Path, tmp_path: Path) -> None:
+    good = tmp_path / "good" / "brick"
+    shutil.copytree(miniature / "brick" / "train", good / "train")
+    assert evaluated(good.parent, registry) == PaperFigures(None, None)
+    shutil.copytree(miniature / "brick" / "test" / "good", good / "test" / "good")
+    assert evaluated(good.parent, registry) == PaperFigures(None, None)
+
+
+def test_the_command_shows_the_papers_score_beside_the_table(miniature: Path, registry: Path, tmp_path: Path) -> None:
+    tests = sorted((miniature / "brick" / "test").rglob("*.png"))
+    of_image = {"score": 0.5, "frame": [0, 0, 96, 96], "width": 96, "height": 96}
+    keys = [str(path.relative_to(miniature)) for path in tests]
+    rows = [of_image | {"image_id": key, "key": key} for key in keys]
+    (tmp_path / "shard=a-1").mkdir()
+    part = tmp_path / "shard=a-1" / "part-000000000.parquet"
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCORE_SCHEMA), part)
+    arguments = ["evaluate", str(tmp_path), "--data", str(miniature), "--registry", str(registry), "--paper-score"]
+    shown = CliRunner().invoke(main, [*arguments, "--json"])
+    assert shown.exit_code == 0, shown.output
+    of_brick = json.loads(shown.stdout)["paper_score"]["brick"]
+    assert of_brick == pytest.approx(asdict(evaluated(miniature, registry)))
+    assert "maximum over the test set, for comparison only" in CliRunner().invoke(main, arguments).stdout

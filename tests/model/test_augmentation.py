@@ -57,11 +57,13 @@ def test_borders_are_mirrored_not_blackened() -> None:
 
 def test_every_other_copy_is_mirrored() -> None:
     given = image(16, 24)
-    config = AugmentationConfig(copies=3, horizontal_flip=True)
-    first, second, third = altered_copies(given, config, 0)
-    assert torch.equal(first, given.flip(2))
-    assert torch.equal(third, given.flip(2))
-    assert torch.equal(second, given)
+    (mirrored,) = altered_copies(given, AugmentationConfig(copies=1, horizontal_flip=True), 0)
+    assert torch.equal(mirrored, given.flip(2))
+    turned = altered_copies(given, AugmentationConfig(copies=3, rotation=9), 0)
+    both = altered_copies(given, AugmentationConfig(copies=3, rotation=9, horizontal_flip=True), 0)
+    assert torch.equal(both[1], turned[1])  # the same angles
+    assert not torch.equal(both[0], turned[0])
+    assert not torch.equal(both[2], turned[2])
 
 
 def test_copies_are_turned_by_angles_of_their_own_within_the_limit_on_either_side() -> None:

@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor
 
 from cflow_ray.config import DataConfig, DetectorConfig, EncoderConfig, FlowConfig
@@ -114,6 +116,36 @@ def test_the_scores_of_the_test_images_are_those_of_the_checkpoint(data: Path, t
         expected, _, _ = score(registry, np.asarray(Image.open(data / path)))
         assert found == pytest.approx(expected, abs=1e-5)
     assert [(look.tested, look.of_test_images) for look in looks[-3:]] == [(0, 0), (0, 6), (6, 6)]
+
+
+@pytest.mark.parametrize(("target", "says"), [(0.3, "support"), (0.05, "nothing will be called an anomaly")])
+def test_a_fit_says_which_false_alarm_rates_its_images_support(
+    data: Path, tmp_path: Path, target: float, says: str
+) -> None:
+    outcome, registry = fit(data, tmp_path, target_fpr=target)
+    scores = registry.manifest("grid", registry.best("grid")).calibration_scores
+    (note,) = (note for note in outcome.notes if "false-alarm rates" in note)
+    assert note.startswith(
+        f"{len(scores)} calibration images support false-alarm rates down to {1 / (len(scores) + 1):.3f}"
+    )
+    assert ("nothing will be called an anomaly" in note) == (target < 1 / (len(scores) + 1))
+    assert says in note
+
+
+@pytest.mark.parametrize(
+    ("name", "side"), [("swin_tiny_patch4_window7_224", 256), ("hrnet_w18_small", 100)]
+)  # timm asserts, torch fails
+def test_an_input_size_that_the_network_does_not_take_fails_the_category_in_words(
+    data: Path, tmp_path: Path, name: str, side: int
+) -> None:
+    network = timm.create_model(name, features_only=True)
+    weights = tmp_path / "weights.safetensors"
+    save_file(network.state_dict(), weights)
+    encoder = EncoderConfig(name=name, weights=str(weights), strides=(8, 16))
+    with pytest.raises(
+        AssertionError, match=f"{name} takes no input of {side} x {side} pixels: .* Set another input_size"
+    ):
+        fit(data, tmp_path / "registry", encoder=encoder, input_size=side)
 
 
 def test_a_fit_without_test_images_ends_with_the_look_at_its_last_step(data: Path, tmp_path: Path) -> None:
