@@ -38,6 +38,8 @@ class EncoderConfig(Model):
     """What the difference is divided by; null is timm's."""
     padding: Literal["zeros", "reflect"] = "zeros"
     """What convolutions see beyond the border; `reflect` is what the official CFLOW-AD code makes of its ResNets."""
+    gpu_precision: Literal["float32", "bfloat16"] = "float32"
+    """What a GPU multiplies in; a CPU computes in float32, and likelihoods are float32 everywhere."""
 
     @field_validator("weights")
     @classmethod
@@ -133,6 +135,8 @@ class DetectorConfig(Model):
     recipe: Recipe = "balanced"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the couplings' networks while fitting; auto is bfloat16 where the processor or GPU has it. Scores are float32."""
+    deterministic: bool = False
+    """On a GPU, operations that give the same bits every time, some of them slower; those of a CPU do in any case."""
     dtype: StoredType = "float32"
     """Type of the stored matrices; float16 halves a checkpoint."""
     seed: int = Field(default=0, ge=0)

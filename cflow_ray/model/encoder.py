@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 import timm
@@ -62,10 +62,18 @@ class Encoder(nn.Module):
         """As `forward`, in one pass however many images there are."""
         mean = self.get_buffer("mean")
         inputs_b3HW = (images_b3HW.to(mean.device).float() - mean) / self.get_buffer("std")
-        levels: list[Tensor] = self.network(inputs_b3HW.contiguous(memory_format=torch.channels_last))
+        with _precision(self.config, mean.device.type):
+            mixed: list[Tensor] = self.network(inputs_b3HW.contiguous(memory_format=torch.channels_last))
+        levels = [level.float() for level in mixed]
         if getattr(self.network, "output_fmt", "NCHW") == "NHWC":  # timm's Swin and its like
             return [level_bHWC.permute(0, 3, 1, 2) for level_bHWC in levels]
         return levels
+
+
+def _precision(config: EncoderConfig, device: str) -> AbstractContextManager[object]:
+    """In which the network is computed on a kind of device."""
+    mixed = device != "cpu" and config.gpu_precision == "bfloat16"
+    return torch.autocast(device, torch.bfloat16) if mixed else nullcontext()
 
 
 def _build(config: EncoderConfig) -> tuple[nn.Module, tuple[int, ...]]:

@@ -25,7 +25,7 @@ from cflow_ray.model.augmentation import altered_copies
 from cflow_ray.model.bank import DetectorBank
 from cflow_ray.model.context import FitContext, Savepoints, SharedSavepoints
 from cflow_ray.model.detector import Detector
-from cflow_ray.model.device import prepared_device
+from cflow_ray.model.device import deterministic_algorithms, prepared_device
 from cflow_ray.model.encoder import Encoder
 from cflow_ray.model.encoder_model import EncoderModel
 from cflow_ray.model.features import Features
@@ -67,7 +67,8 @@ def fit_category(task: FitTask, site: FitSite, report: Report, team: Team = SOLO
     """
     start, memory = time.monotonic(), PeakMemory()
     try:
-        outcome = _Fit(task, site, report, team).run()
+        with deterministic_algorithms(task.detector.deterministic):
+            outcome = _Fit(task, site, report, team).run()
     except CflowRayError as error:
         seconds = round(time.monotonic() - start, 1)
         outcome = Outcome(task.category, "failed", seconds=seconds, error=str(error))

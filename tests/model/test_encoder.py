@@ -12,8 +12,10 @@ from torch import Tensor
 
 from cflow_ray.config import EncoderConfig
 from cflow_ray.errors import CheckpointError, ConfigError
+from cflow_ray.model import encoder
 from cflow_ray.model.encoder import Encoder, levels_behind
 
+State = dict[str, Tensor]
 IMAGENET = (torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225]))
 HALF = (torch.tensor([0.5, 0.5, 0.5]), torch.tensor([0.5, 0.5, 0.5]))
 
@@ -28,6 +30,31 @@ def test_pyramid_has_strides_8_16_32_and_the_channels_of_lite0(lite0: Encoder, s
     ]
     assert lite0.channels == (40, 112, 320)
     assert all(level.dtype == torch.float32 for level in pyramid)
+
+
+def test_bfloat16_is_for_gpus_and_changes_nothing_on_a_cpu(lite0_state: State, photographs: Tensor) -> None:
+    plain, mixed = (
+        Encoder(EncoderConfig(gpu_precision=precision), lite0_state) for precision in ("float32", "bfloat16")
+    )
+    assert all(torch.equal(a, b) for a, b in zip(plain(photographs), mixed(photographs), strict=True))
+
+
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=pytest.mark.gpu), "cpu standing in for a GPU"])
+def test_in_bfloat16_features_are_float32_and_near_those_of_float32(
+    device: str, lite0_state: State, photographs: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    exact = Encoder(EncoderConfig(), lite0_state)(photographs)
+    mixed = Encoder(EncoderConfig(gpu_precision="bfloat16"), lite0_state)
+    if device == "cuda":
+        mixed = mixed.to(device)
+    else:
+        monkeypatch.setattr(encoder, "_precision", lambda config, kind: torch.autocast(kind, torch.bfloat16))
+    for level, expected in zip(mixed(photographs), exact, strict=True):
+        assert level.dtype == torch.float32
+        error = (level.cpu() - expected).square().mean().sqrt() / expected.square().mean().sqrt()
+        assert 1e-4 < error < 0.1
 
 
 @pytest.mark.parametrize(

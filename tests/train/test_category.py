@@ -21,9 +21,12 @@ from cflow_ray.config import DataConfig, DetectorConfig, EncoderConfig, FlowConf
 from cflow_ray.data.datasets import read_data_set
 from cflow_ray.data.images import decode, prepare
 from cflow_ray.model.encoder import Encoder
+from cflow_ray.model.fitted import Fitted
+from cflow_ray.model.fitting import fit_detector
 from cflow_ray.model.verdict import judge
 from cflow_ray.store.registry import Registry
 from cflow_ray.store.storage import Storage
+from cflow_ray.train import category
 from cflow_ray.train.category import fit_category
 from cflow_ray.train.progress import CategoryProgress
 from cflow_ray.train.task import FitSite, FitTask, Outcome
@@ -69,7 +72,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def fit(
-    data: Path, root: Path, looks: list[CategoryProgress] | None = None, **changes: Any
+    data: Path,
+    root: Path,
+    looks: list[CategoryProgress] | None = None,
+    site: dict[str, Any] | None = None,
+    **changes: Any,
 ) -> tuple[Outcome, Registry]:
     looks = [] if looks is None else looks
     settings: dict[str, Any] = {
@@ -83,7 +90,7 @@ def fit(
     registry = Registry.create(Storage(str(root)))
     samples = read_data_set(DataConfig(data=str(data)), {}).of("grid")
     task = FitTask("grid", tuple(samples), DetectorConfig(**settings | changes), data_digest="")
-    outcome = fit_category(task, FitSite(str(data), str(root), {}), looks.append)
+    outcome = fit_category(task, FitSite(str(data), str(root), {}, **site or {}), looks.append)
     assert outcome.status == "fitted", outcome.error
     return outcome, registry
 
@@ -146,6 +153,38 @@ def test_an_input_size_that_the_network_does_not_take_fails_the_category_in_word
         AssertionError, match=f"{name} takes no input of {side} x {side} pixels: .* Set another input_size"
     ):
         fit(data, tmp_path / "registry", encoder=encoder, input_size=side)
+
+
+def test_deterministic_algorithms_are_taken_for_a_fit_that_asks_for_them_and_for_no_other(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU they are what all fits take: the weights are the same."""
+    seen = list[bool]()
+
+    def fit_watched(*arguments: Any) -> Fitted:
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        return fit_detector(*arguments)
+
+    monkeypatch.setattr(category, "fit_detector", fit_watched)
+    fitted = {}
+    for wanted in (True, False):
+        _, registry = fit(data, tmp_path / str(wanted), deterministic=wanted)
+        fitted[wanted] = registry.fitted("grid", registry.best("grid"))
+    assert seen == [True, False]
+    assert not torch.are_deterministic_algorithms_enabled()
+    for ours, others in zip(fitted[True].decoders, fitted[False].decoders, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours.state().values(), others.state().values(), strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_deterministic_fit_on_a_gpu_gives_the_same_weights_again(data: Path, tmp_path: Path) -> None:
+    weights = []
+    for number in range(2):
+        _, registry = fit(data, tmp_path / str(number), site={"gpus": 1}, deterministic=True)
+        decoders = registry.fitted("grid", registry.best("grid")).decoders
+        weights.append([tensor for decoder in decoders for tensor in decoder.state().values()])
+    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
 
 
 def test_a_fit_without_test_images_ends_with_the_look_at_its_last_step(data: Path, tmp_path: Path) -> None:
