@@ -27,6 +27,7 @@ PAGES = [
         "docs/page.md",
         "docs/detector.md",
         "docs/score.md",
+        "docs/evaluate.md",
         "docs/results.md",
         "docs/drift.md",
         "docs/fit.md",
@@ -35,8 +36,8 @@ PAGES = [
     )
 ]
 README = PAGES[0].read_text(encoding="utf-8")
-SCORE_PAGE, RESULTS_PAGE, DRIFT_PAGE, FIT_PAGE, DATA_PAGE, SERVE_PAGE = (
-    page.read_text(encoding="utf-8") for page in PAGES[-6:]
+SCORE_PAGE, EVALUATE_PAGE, RESULTS_PAGE, DRIFT_PAGE, FIT_PAGE, DATA_PAGE, SERVE_PAGE = (
+    page.read_text(encoding="utf-8") for page in PAGES[-7:]
 )
 
 
@@ -49,7 +50,7 @@ def command_lines(program: str, page: str = README) -> list[str]:
     "line",
     [
         line
-        for page in (README, SCORE_PAGE, RESULTS_PAGE, DRIFT_PAGE, FIT_PAGE, DATA_PAGE, SERVE_PAGE)
+        for page in (README, SCORE_PAGE, EVALUATE_PAGE, RESULTS_PAGE, DRIFT_PAGE, FIT_PAGE, DATA_PAGE, SERVE_PAGE)
         for line in command_lines("cflow-ray", page)
     ],
 )
