@@ -15,7 +15,7 @@ from cflow_ray.errors import CheckpointError, DataError
 from cflow_ray.model.calibration import calibrated
 from cflow_ray.model.fitted import Fitted
 from cflow_ray.model.partition import SMALLEST_CATEGORY
-from cflow_ray.model.runtime import fast_encoder
+from cflow_ray.model.runtime_choice import fast_encoder
 from cflow_ray.model.seeds import category_seed
 from cflow_ray.store.manifest import Manifest, installed_packages
 from cflow_ray.store.registry import Registry

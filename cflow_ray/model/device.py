@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 
 from cflow_ray.errors import ConfigError
@@ -26,19 +22,3 @@ def prepared_device(gpus: float) -> str:
     torch.backends.cudnn.allow_tf32 = False  # its 10 bits would move scores by more than 1e-5
     torch.backends.cuda.matmul.allow_tf32 = False
     return f"cuda:{torch.cuda.current_device()}"  # a worker's own of a node's; threads it starts would take the first
-
-
-@contextmanager
-def deterministic_algorithms(wanted: bool) -> Iterator[None]:
-    """Meanwhile torch takes only operations that give the same bits every time, where that is wanted.
-
-    One that has no such form on a GPU raises RuntimeError, torch's own.
-    """
-    before = torch.are_deterministic_algorithms_enabled()
-    if wanted:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it torch refuses to multiply matrices
-    torch.use_deterministic_algorithms(wanted or before)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)

@@ -208,7 +208,7 @@ class Registry:
         `runtime` takes as many threads as torch has now; raises ConfigError where it is not installed.
         """
         from cflow_ray.model.bank import DetectorBank
-        from cflow_ray.model.runtime import open_runtime
+        from cflow_ray.model.runtime_choice import open_runtime
 
         opened = open_runtime(runtime, device)
         return DetectorBank(

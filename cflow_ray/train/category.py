@@ -25,7 +25,7 @@ from cflow_ray.model.augmentation import altered_copies
 from cflow_ray.model.bank import DetectorBank
 from cflow_ray.model.context import FitContext, Savepoints, SharedSavepoints
 from cflow_ray.model.detector import Detector
-from cflow_ray.model.device import deterministic_algorithms, prepared_device
+from cflow_ray.model.device import prepared_device
 from cflow_ray.model.encoder import Encoder
 from cflow_ray.model.encoder_model import EncoderModel
 from cflow_ray.model.features import Features
@@ -35,7 +35,7 @@ from cflow_ray.model.flow import Decoder
 from cflow_ray.model.partition import Split, splits_of
 from cflow_ray.model.pooling import pooled
 from cflow_ray.model.progress import FitProgress
-from cflow_ray.model.runtime import fast_encoder, fastest_runtime
+from cflow_ray.model.runtime_choice import fast_encoder, fastest_runtime
 from cflow_ray.model.scoring import Calibration
 from cflow_ray.model.seeds import category_seed
 from cflow_ray.model.team import SOLO, Team, share_of
@@ -46,6 +46,7 @@ from cflow_ray.store.savepoints import StoredSavepoints
 from cflow_ray.store.storage import Storage, split_uri
 from cflow_ray.store.weights import read_weights
 from cflow_ray.train.curves import Curves
+from cflow_ray.train.deterministic import deterministic_algorithms
 from cflow_ray.train.likelihood import likeliest, mean_nll
 from cflow_ray.train.memory import PeakMemory
 from cflow_ray.train.progress import CategoryMeter, CategoryProgress

@@ -18,7 +18,7 @@ from cflow_ray.model.features import Features, encode
 from cflow_ray.model.fibres import Fibres
 from cflow_ray.model.flow import Decoder
 from cflow_ray.model.recipes import LevelSchedule
-from cflow_ray.model.runtime import fastest_runtime
+from cflow_ray.model.runtime_choice import fastest_runtime
 from cflow_ray.model.seeds import seeded
 from cflow_ray.model.threads import torch_threads
 from cflow_ray.model.tiling import Layout

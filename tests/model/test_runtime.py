@@ -24,25 +24,15 @@ from cflow_ray.errors import ConfigError
 from cflow_ray.model.bank import DetectorBank
 from cflow_ray.model.detector import Detector, Finding
 from cflow_ray.model.encoder import Encoder
-from cflow_ray.model.encoder_model import encoder_model
+from cflow_ray.model.encoder_model import CompiledEncoder, encoder_model
+from cflow_ray.model.extras import check_runtime
 from cflow_ray.model.flow import Decoder
 from cflow_ray.model.folded import FoldedDecoder
 from cflow_ray.model.graph import DetectorGraph, EncoderGraph, FindingGraph, Sizes
 from cflow_ray.model.initialisation import initialise_from_data
 from cflow_ray.model.onnx_graph import ModelStructure
-from cflow_ray.model.runtime import (
-    AutoRuntime,
-    CompiledDetector,
-    CompiledEncoder,
-    OnnxRuntime,
-    Run,
-    Runtime,
-    TorchRuntime,
-    Weights,
-    check_runtime,
-    fast_encoder,
-    open_runtime,
-)
+from cflow_ray.model.runtime import CompiledDetector, OnnxRuntime, Run, Runtime, TorchRuntime, Weights
+from cflow_ray.model.runtime_choice import AutoRuntime, fast_encoder, open_runtime
 from cflow_ray.model.scoring import Calibration
 from cflow_ray.model.threads import torch_threads
 
@@ -401,7 +391,7 @@ def test_nothing_optional_is_imported_before_it_is_used_nor_telemetry_at_all() -
     modules = "cflow_ray.cli, cflow_ray.score.run, cflow_ray.serve.run, cflow_ray.store.export"
     code = f"""
 import sys, {modules}
-from cflow_ray.model.runtime import open_runtime
+from cflow_ray.model.runtime_choice import open_runtime
 print([name for name in ("onnx", "onnxruntime", "openvino") if name in sys.modules])
 open_runtime("openvino")
 print([name for name, module in sys.modules.items() if "openvino_telemetry" in name and module])
