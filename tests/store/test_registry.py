@@ -109,10 +109,12 @@ def test_versions_count_up_and_are_listed_oldest_first(registry: Registry, add_v
 
 
 def test_adding_promotes_nothing(registry: Registry, add_versions: AddVersions) -> None:
-    add_versions("screw")
+    (version,) = add_versions("screw")
     assert registry.categories() == []
-    with pytest.raises(CheckpointError, match="no checkpoint for 'screw'"):
+    with pytest.raises(CheckpointError, match=f"no version of 'screw' is promoted; there are {version}. Run: .* promote"):
         registry.best("screw")
+    with pytest.raises(CheckpointError, match="no checkpoint for 'nut'; the registry holds none"):
+        registry.best("nut")
 
 
 def test_a_version_without_manifest_is_none_but_its_number_is_taken(
