@@ -111,7 +111,9 @@ def test_versions_count_up_and_are_listed_oldest_first(registry: Registry, add_v
 def test_adding_promotes_nothing(registry: Registry, add_versions: AddVersions) -> None:
     (version,) = add_versions("screw")
     assert registry.categories() == []
-    with pytest.raises(CheckpointError, match=f"no version of 'screw' is promoted; there are {version}. Run: .* promote"):
+    with pytest.raises(
+        CheckpointError, match=f"no version of 'screw' is promoted; there are {version}. Run: .* promote"
+    ):
         registry.best("screw")
     with pytest.raises(CheckpointError, match="no checkpoint for 'nut'; the registry holds none"):
         registry.best("nut")
