@@ -166,7 +166,7 @@ def _dithered(values: Tensor, generator: torch.Generator) -> Tensor:
     """
     dropped_bits = 13  # of the mantissa's 23, of which half precision has 10
     chance = torch.randint(1 << dropped_bits, values.shape, dtype=torch.int32, generator=generator)
-    bits = (values.contiguous().view(torch.int32) + chance) & -(1 << dropped_bits)
+    bits = (values.float().contiguous().view(torch.int32) + chance) & -(1 << dropped_bits)
     return bits.view(torch.float32).clamp(-_LARGEST_HALF, _LARGEST_HALF).half()
 
 
