@@ -11,7 +11,6 @@ batch take 27 to 36. Of detectors of one structure the first is traced, in 0.6 C
 from __future__ import annotations
 
 import importlib
-import logging
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -38,15 +37,10 @@ if TYPE_CHECKING:
 
 # Shapes: B images, level l with C_l channels and h_l x w_l locations, H x W pixels of the network's input.
 
-log = logging.getLogger(__name__)
-
 Run = Callable[[Sequence[NDArray[Any]]], Sequence[NDArray[np.float32]]]
 """One image's inputs to its outputs, each with a first axis of 1; the outputs hold until the next call."""
 
 Weights = Mapping[str, NDArray[np.float32]]
-
-Input = TypeVar("Input")
-Output = TypeVar("Output")
 
 _AGREEMENT = 1e-4  # of features, as a share of their largest; measured 2e-6
 

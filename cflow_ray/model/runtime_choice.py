@@ -109,9 +109,8 @@ class AutoRuntime:
             return self._runtime.compile_detector(detector, sizes)
         except ConfigError as error:
             log.warning("scoring with torch: %s", error)
-            return replace(
-                of_torch := self._torch.compile_detector(detector, sizes), maps=self._threaded(of_torch.maps)
-            )
+            of_torch = self._torch.compile_detector(detector, sizes)
+            return replace(of_torch, maps=self._threaded(of_torch.maps))
 
     def _threaded(self, function: Callable[[Input], Output]) -> Callable[[Input], Output]:
         def call(inputs: Input) -> Output:

@@ -115,17 +115,20 @@ class Registry:
     def pointer(self, category: str) -> Pointer:
         """The pointer of a category."""
         pointer = self.pointer_if_there(category)
-        if pointer is None and (versions := self.versions(category) if _NAME.fullmatch(category) else []):
-            raise CheckpointError(
+        if pointer is None:
+            raise CheckpointError(self._why_none_is_promoted(category))
+        return pointer
+
+    def _why_none_is_promoted(self, category: str) -> str:
+        if versions := self.versions(category) if _NAME.fullmatch(category) else []:
+            return (
                 f"no version of {category!r} is promoted; there are {', '.join(versions)}. Run: cflow-ray models promote "
                 f"{category} VERSION, or, where it was imported, cflow-ray models calibrate {category}"
             )
-        if pointer is None:
-            known = ", ".join(self.categories()) or "none"
-            raise CheckpointError(
-                f"no checkpoint for {category!r}; the registry holds {known}. Run: cflow-ray fit ... --category {category}"
-            )
-        return pointer
+        known = ", ".join(self.categories()) or "none"
+        return (
+            f"no checkpoint for {category!r}; the registry holds {known}. Run: cflow-ray fit ... --category {category}"
+        )
 
     def pointer_if_there(self, category: str) -> Pointer | None:
         """The same; None where no version was promoted yet."""
