@@ -30,7 +30,17 @@ class Fibres:
 
     def __len__(self) -> int:
         """How many fibres there are."""
-        return len(self._tiles) * len(self._positions)
+        return self.tiles * self.positions
+
+    @property
+    def tiles(self) -> int:
+        """How many tiles there are."""
+        return len(self._tiles)
+
+    @property
+    def positions(self) -> int:
+        """How many positions of a tile count."""
+        return len(self._positions)
 
     @property
     def channels(self) -> int:

@@ -20,7 +20,7 @@ from cflow_ray.model.fitted import Fitted
 from cflow_ray.model.flow import Decoder
 from cflow_ray.model.parameters import state_shapes
 from cflow_ray.model.partition import Split, splits_of
-from cflow_ray.model.recipes import fibres_to_pass
+from cflow_ray.model.recipes import schedule_of
 from cflow_ray.model.region import read_from
 from cflow_ray.model.scoring import Calibration
 from cflow_ray.model.seeds import model_seed
@@ -116,7 +116,8 @@ class _LevelData:
     def work(self, config: DetectorConfig) -> int:
         """Multiplications of its fit, but for a factor that all levels share: one a parameter and fibre."""
         parameters = sum(math.prod(shape) for shape in state_shapes(self.train.channels, config.flow).values())
-        return parameters * fibres_to_pass(config.recipe, self.level.stride, len(self.train))
+        schedule = schedule_of(config.recipe, self.level.stride, self.train.tiles, self.train.positions)
+        return parameters * schedule.steps * schedule.fibres
 
 
 def _level_data(

@@ -84,12 +84,14 @@ _PASSES = (10, 10, 8)
 _POSITIONS = (64, 32, 32)  # of 32 on a coarse level, 8 instead of 4 images: held-out NLL .64 instead of .68
 
 
-def fibres_to_pass(recipe: Recipe, stride: float, fibres_available: int) -> int:
-    """Fibres that the fit of a level takes through its decoder, counted once a pass."""
-    if recipe == "paper":
-        return PaperSchedule.meta_epochs * PaperSchedule.sub_epochs * fibres_available
-    schedule = level_schedule(recipe, stride, fibres_available)
-    return schedule.steps * schedule.fibres
+def schedule_of(recipe: Recipe, stride: float, tiles: int, positions: int) -> LevelSchedule:
+    """The steps of a level of so many tiles with so many positions each, and the fibres of a step; the paper's too."""
+    if recipe != "paper":
+        return level_schedule(recipe, stride, tiles * positions)
+    paper = PaperSchedule()
+    batches, rows = max(1, tiles // paper.images), min(tiles, paper.images) * positions
+    steps = paper.meta_epochs * paper.sub_epochs * batches * max(1, rows // paper.fibres)
+    return LevelSchedule(steps, min(paper.fibres, rows), paper.rate, positions=paper.fibres)
 
 
 def level_schedule(recipe: Recipe, stride: float, fibres_available: int) -> LevelSchedule:

@@ -17,7 +17,7 @@ from cflow_ray.model.encoder_model import CompiledEncoder
 from cflow_ray.model.features import Features, encode
 from cflow_ray.model.fibres import Fibres
 from cflow_ray.model.flow import Decoder
-from cflow_ray.model.recipes import LevelSchedule
+from cflow_ray.model.recipes import LevelSchedule, schedule_of
 from cflow_ray.model.runtime_choice import fastest_runtime
 from cflow_ray.model.seeds import seeded
 from cflow_ray.model.threads import torch_threads
@@ -25,7 +25,7 @@ from cflow_ray.model.tiling import Layout
 from cflow_ray.store.weights import read_weights
 from cflow_ray.train.plan import FitPlan
 from cflow_ray.train.task import FitTask
-from cflow_ray.train.work import models_of, schedule_of, training_images
+from cflow_ray.train.work import models_of, training_images
 
 _TRIAL_IMAGES = 4
 _TRIAL_STEPS = 3
@@ -85,7 +85,7 @@ class _Trial:
     def _level_seconds(self, number: int, images: int) -> float:
         level = self._features.levels[number]
         stride = self._config.stride(number, level.size[0])
-        schedule = schedule_of(self._config, stride, images, level.positions)
+        schedule = schedule_of(self._config.recipe, stride, images, level.positions)
         descent = self._descent(number, schedule)
         descent.step()
         return schedule.steps * median(_timed(descent.step) for _ in range(_TRIAL_STEPS))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from cflow_ray.config import DetectorConfig
 from cflow_ray.data.samples import TRAIN, Sample
-from cflow_ray.model.recipes import LevelSchedule, PaperSchedule, level_schedule
+from cflow_ray.model.recipes import schedule_of
 
 _PIXELS_OF_A_FIBRE = 130
 """A fibre of a step costs as much as so many pixels through the encoder: 64 us and 0.48 us (lite0, one core of an AMD
@@ -24,7 +24,7 @@ def work_of(samples: Sequence[Sample], detector: DetectorConfig, seeds: int) -> 
     pixels = (encoded + len(samples) - normals) * height * width
     fibres = 0
     for stride in detector.encoder.strides:
-        schedule = schedule_of(detector, stride, encoded, max(1, height // stride * (width // stride)))
+        schedule = schedule_of(detector.recipe, stride, encoded, max(1, height // stride * (width // stride)))
         fibres += schedule.steps * schedule.fibres
     return pixels + seeds * models_of(normals, detector) * fibres * _PIXELS_OF_A_FIBRE
 
@@ -37,13 +37,3 @@ def training_images(samples: Sequence[Sample]) -> int:
 def models_of(images: int, detector: DetectorConfig) -> int:
     """How many models one fit takes: the one that is kept, and those of the folds."""
     return min(detector.folds, images) + 1 if detector.is_cross(images) else 1
-
-
-def schedule_of(detector: DetectorConfig, stride: float, images: int, positions: int) -> LevelSchedule:
-    """The steps of a level with so many positions an image; the paper's as so many steps of its number of fibres."""
-    if detector.recipe != "paper":
-        return level_schedule(detector.recipe, stride, images * positions)
-    paper = PaperSchedule()
-    batches, rows = max(1, images // paper.images), min(images, paper.images) * positions
-    steps = paper.meta_epochs * paper.sub_epochs * batches * max(1, rows // paper.fibres)
-    return LevelSchedule(steps, min(paper.fibres, rows), paper.rate, positions=paper.fibres)

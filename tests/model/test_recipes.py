@@ -5,10 +5,13 @@ from __future__ import annotations
 import itertools
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cflow_ray.model.recipes import LevelSchedule, fibres_to_pass, level_schedule
+from cflow_ray.model.features import LevelFeatures
+from cflow_ray.model.fibres import Fibres
+from cflow_ray.model.recipes import LevelSchedule, PaperSchedule, level_schedule, schedule_of
 
 STRIDES = st.sampled_from([4, 8, 16, 32])
 RECIPES = st.sampled_from(["fast", "balanced", "best"])
@@ -40,14 +43,25 @@ def test_no_fibre_is_seen_in_more_passes_than_allowed(recipe: str, stride: int, 
     assert schedule.steps * schedule.fibres <= (8 if stride > 16 else 10) * available
 
 
-@given(recipe=RECIPES, stride=STRIDES, available=st.integers(1, 10**7))
-def test_fibres_to_pass_are_those_of_all_steps(recipe: str, stride: int, available: int) -> None:
-    schedule = level_schedule(recipe, stride, available)
-    assert fibres_to_pass(recipe, stride, available) == schedule.steps * schedule.fibres
+@given(recipe=RECIPES, stride=STRIDES, tiles=st.integers(1, 10**4), positions=st.integers(1, 4096))
+def test_the_schedule_of_a_level_is_that_of_its_fibres(recipe: str, stride: int, tiles: int, positions: int) -> None:
+    assert schedule_of(recipe, stride, tiles, positions) == level_schedule(recipe, stride, tiles * positions)
 
 
-def test_the_paper_passes_every_fibre_200_times() -> None:
-    assert fibres_to_pass("paper", 8, 1_000) == 200_000
+@pytest.mark.parametrize("tiles", [1, 31, 32, 33, 64])
+@pytest.mark.parametrize("positions", [1, 64, 1024])
+def test_the_papers_schedule_is_what_its_descent_does(tiles: int, positions: int) -> None:
+    """Two hundred passes in the official order, drops of last, smaller batches and draws included."""
+    level = LevelFeatures((positions, 1), 1.0, list(torch.zeros(tiles, positions, 4, dtype=torch.float16)))
+    fibres, paper, draws = Fibres(level, range(tiles), 4), PaperSchedule(), torch.Generator()
+    of_a_pass = [
+        len(rows_NC)
+        for batch in fibres.batches(paper.images, draws)
+        for rows_NC, _ in fibres.shuffled(batch, paper.fibres, draws)
+    ]
+    schedule = schedule_of("paper", 8, tiles, positions)
+    assert schedule.steps == 200 * len(of_a_pass)
+    assert of_a_pass == [schedule.fibres] * len(of_a_pass)
 
 
 @given(recipe=RECIPES, stride=STRIDES, available=st.integers(1, 10**6), more=st.integers(0, 10**6))
