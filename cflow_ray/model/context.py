@@ -11,6 +11,7 @@ from torch import Tensor
 from cflow_ray.model.flow import Decoder
 from cflow_ray.model.progress import FitProgress
 from cflow_ray.model.team import SOLO, Team
+from cflow_ray.model.turns import Turns
 
 State = dict[str, Tensor]
 """All that a part of a fit goes on from, by name: weights, the optimiser's moments, random states, counters."""
@@ -95,6 +96,15 @@ class FitContext:
             self.watch(replace(progress, model=number, models=of), decoder)
 
         return replace(self, watch=watch, savepoints=_Below(self.savepoints, f"model{number}-"))
+
+    def in_turns(self, turns: Turns) -> FitContext:
+        """The context of a part that lets others go on after each of its looks."""
+
+        def watch(progress: FitProgress, decoder: Decoder) -> None:
+            self.watch(progress, decoder)
+            turns.pass_on()
+
+        return replace(self, watch=watch)
 
 
 class _Below:

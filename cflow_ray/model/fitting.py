@@ -26,6 +26,7 @@ from cflow_ray.model.scoring import Calibration
 from cflow_ray.model.seeds import model_seed
 from cflow_ray.model.stepping import Level
 from cflow_ray.model.team import interleaved, share_of
+from cflow_ray.model.turns import Turns
 
 # Shapes: I images, T tiles, P = h * w positions of a level, C channels.
 
@@ -83,21 +84,24 @@ def _fit_levels(
 ) -> tuple[Decoder, ...]:
     """All levels' decoders, side by side where torch has several threads, one thread a level then.
 
-    A team takes one after the other: its members have to meet in the same step.
+    Of fewer threads than levels none is idle before the last levels end: levels take turns from one look at the
+    held-out likelihood to the next. A team takes one after the other: its members have to meet in the same step.
     """
     levels = [_level_data(features, number, split, config, region_HW) for number in range(len(features.levels))]
+    threads = torch.get_num_threads()
+    turns = Turns(threads)
 
     def fit(of: _LevelData) -> Decoder:
-        decoder = fit_level(of.level, of.train, of.held_out, config, seed, context).cpu()
-        decoder.round_to(config.dtype)
+        with turns.turn():
+            decoder = fit_level(of.level, of.train, of.held_out, config, seed, context.in_turns(turns)).cpu()
+            decoder.round_to(config.dtype)
         return decoder
 
-    threads = torch.get_num_threads()
     if threads == 1 or context.team.size > 1:
         return tuple(fit(of) for of in levels)
     longest_first = sorted(levels, key=lambda of: of.work(config), reverse=True)  # what is left to one thread is short
     try:
-        with ThreadPoolExecutor(min(threads, len(levels)), initializer=lambda: torch.set_num_threads(1)) as pool:
+        with ThreadPoolExecutor(len(levels), initializer=lambda: torch.set_num_threads(1)) as pool:
             fitted = zip(longest_first, pool.map(fit, longest_first), strict=True)
             decoders = {of.level.number: decoder for of, decoder in fitted}
             return tuple(decoders[of.level.number] for of in levels)

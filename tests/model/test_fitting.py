@@ -149,6 +149,23 @@ def test_levels_side_by_side_give_bit_for_bit_what_they_give_in_turn(recipe: str
 
 
 @pytest.mark.usefixtures("two_threads")
+def test_of_fewer_threads_than_levels_none_waits_for_the_last_level() -> None:
+    config = TINY.model_copy(update={"encoder": EncoderConfig(strides=(8, 16, 32)), "recipe": "paper"})
+    pyramid = [torch.rand(9, 6, 4, 4, generator=torch.Generator().manual_seed(level)) for level in range(3)]
+    looks: list[tuple[int, int]] = []
+    in_turns = fit(pyramid, config, context=FitContext(lambda at, _: looks.append((at.level, at.step))))
+    assert len(looks) == 3 * 200  # after every pass
+    ends = {level: index for index, (level, _) in enumerate(looks)}
+    begins = {level: [of for of, _ in looks].index(level) for level in range(3)}
+    assert max(begins.values()) < min(ends.values())
+    torch.set_num_threads(1)
+    alone = fit(pyramid, config)
+    torch.set_num_threads(2)
+    ours, others = weights(in_turns), weights(alone)
+    assert all(torch.equal(ours[name], others[name]) for name in ours)
+
+
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize(("coarse_channels", "order"), [(8, [0, 1]), (64, [1, 0])])
 def test_the_level_that_takes_longest_starts_first(
     coarse_channels: int, order: list[int], monkeypatch: pytest.MonkeyPatch

@@ -1,0 +1,55 @@
+"""More pieces of work than threads may run at once: each goes on for a while, then lets the one that waited longest."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Turns:
+    """At most `at_once` of the threads that take turns run; the order is first come, first served."""
+
+    def __init__(self, at_once: int) -> None:
+        self._lock = threading.Lock()
+        self._free = at_once
+        self._waiting: deque[threading.Event] = deque()
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Waits for a turn of the calling thread, and ends it."""
+        self._begin()
+        try:
+            yield
+        finally:
+            self._end()
+
+    def pass_on(self) -> None:
+        """Within a turn: goes on at once where nobody waits, or else gives the turn away and waits for another."""
+        with self._lock:
+            if not self._waiting:
+                return
+            own = self._queued()
+            self._waiting.popleft().set()
+        own.wait()
+
+    def _begin(self) -> None:
+        with self._lock:
+            if self._free:
+                self._free -= 1
+                return
+            own = self._queued()
+        own.wait()
+
+    def _end(self) -> None:
+        with self._lock:
+            if self._waiting:
+                self._waiting.popleft().set()
+            else:
+                self._free += 1
+
+    def _queued(self) -> threading.Event:
+        own = threading.Event()
+        self._waiting.append(own)
+        return own
