@@ -22,7 +22,7 @@ RECIPES = st.sampled_from(["fast", "balanced", "best"])
     [
         ("fast", (1200, 960, 480), (512, 256, 256)),
         ("balanced", (3200, 1920, 960), (512, 256, 256)),
-        ("best", (4000, 2400, 1200), (1024, 512, 256)),
+        ("best", (4000, 2400, 960), (1024, 512, 256)),
     ],
 )
 def test_with_plenty_of_data_the_recipes_are_the_measured_ones(
