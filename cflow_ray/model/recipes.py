@@ -79,7 +79,7 @@ _FIBRES: dict[Recipe, tuple[int, int, int]] = {
 }
 # `best` has no more fibres on the coarsest level, for a fifth less time: on screw at 512 px image AUROC .965 for .964
 # (seed 0). With 256 on the middle level as well it came to .947, for .960 (means of three seeds). Its steps, there too,
-# means of three seeds: .9555, and .9559 with 1200 on the coarsest level; .9518 with 720 there; .9490 with 1200 and 1920
+# means of three seeds: .9555, and .9559 with 1200 on the coarsest level; .9519 with 720 there; .9491 with 1200 and 1920
 # on the middle one, .9546 with 2880; with 3200 on the finest .9548.
 _RATES = (8e-3, 8e-3, 2e-3)
 _PASSES = (10, 10, 8)
