@@ -61,7 +61,6 @@ def calibrate(config: CalibrateConfig, watch: Watch = lambda done, total: None) 
             "nll": fitted.nll,
             "metrics": {},  # they were the old calibration's
             "data_digest": "",  # so that no fit takes it for its own
-            "weights_data_digest": manifest.weights_data_digest or manifest.data_digest,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "origin": f"{version} calibrated on {config.data}",
             "packages": installed_packages(),
@@ -100,7 +99,7 @@ def _version(registry: Registry, config: CalibrateConfig) -> str:
 
 def _familiar(manifest: Manifest, data: DataSet) -> tuple[str, ...]:
     """Whether the weights were fitted on these very images, as far as the manifest knows."""
-    fitted_on = manifest.weights_data_digest or manifest.data_digest
+    fitted_on = manifest.weights_data_digest
     if not fitted_on or fitted_on != data.digest(manifest.category, data.root.sizes()):
         return ()
     return (

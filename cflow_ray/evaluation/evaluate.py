@@ -14,7 +14,7 @@ from cflow_ray.config import EvaluateConfig
 from cflow_ray.data.datasets import read_data_set
 from cflow_ray.data.images import WHOLE, Window, as_window, decode_map, decode_mask
 from cflow_ray.data.layouts.tree import mask_files
-from cflow_ray.data.samples import TRAIN, DataSet, Sample
+from cflow_ray.data.samples import TEST, DataSet, Sample
 from cflow_ray.errors import DataError, ImageError
 from cflow_ray.evaluation.figures import Metrics
 from cflow_ray.evaluation.metrics import compute_metrics
@@ -75,17 +75,18 @@ def evaluate(
 ) -> dict[str, Metrics]:
     """Metrics by category of a score table whose keys are the data set's image paths.
 
-    Rows with `error`, of a training image, without a sample of that path, or without label do not count; of several
-    rows of one image the first does. Raises DataError where no row is of a test image.
+    Rows with `error`, of another image than those to test on, without a sample of that path, or without label do not
+    count; of several rows of one image the first does. Labelled test images that have no score are warned of. Raises
+    DataError where no row is of a test image.
     """
     data_set = read_data_set(config, config.storage_options)
     wanted = set(data_set.chosen(config.only))
     results = Storage(config.results, config.storage_options)
-    rows = [row for row in read_results(results).to_pylist() if row["error"] is None]
+    rows = read_results(results).to_pylist()
     by_path = {
-        sample.image: sample for sample in data_set.samples if sample.category in wanted and sample.split != TRAIN
+        sample.image: sample for sample in data_set.samples if sample.category in wanted and sample.split == TEST
     }
-    known = _one_of_each([row for row in rows if row["key"] in by_path])
+    known = _one_of_each([row for row in rows if row["error"] is None and row["key"] in by_path])
     if not known:
         raise DataError(
             f"no key of {config.results} is a test image of {config.data}; keys must be paths below the data's root."
@@ -94,6 +95,7 @@ def evaluate(
     categories = sorted({by_path[row["key"]].category for row in known})
     for number, category in enumerate(categories, start=1):
         of_category = [row for row in known if by_path[row["key"]].category == category]
+        _warn_of_missing(data_set.of(category, TEST), of_category)
         found[category] = _category_metrics(data_set, results, of_category, by_path)
         progress(number, len(categories))
     return found
@@ -107,6 +109,21 @@ def _one_of_each(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     if len(first) < len(rows):
         log.warning("%d rows repeat an image; the first of each counts", len(rows) - len(first))
     return list(first.values())
+
+
+def _warn_of_missing(samples: Sequence[Sample], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Of images whose row is missing or an error: without those that are hard to read, figures are too good."""
+    scored = {row["key"] for row in rows}
+    labelled = [sample for sample in samples if sample.label is not None]
+    missing = [sample.image for sample in labelled if sample.image not in scored]
+    if missing:
+        log.warning(
+            "%s: %d of %d labelled test images have no score and do not count, such as %s; score them first",
+            labelled[0].category,
+            len(missing),
+            len(labelled),
+            missing[0],
+        )
 
 
 def _category_metrics(

@@ -6,6 +6,7 @@ the set. The official code does this (`train.py`, `test_meta_epoch`); nothing el
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -26,6 +27,8 @@ from cflow_ray.model.encoder import Encoder
 from cflow_ray.model.region import covered
 from cflow_ray.store.registry import Registry
 from cflow_ray.store.storage import Storage
+
+log = logging.getLogger(__name__)
 
 # Shapes: I test images, h_l x w_l locations of level l, H x W pixels of the network's input.
 
@@ -109,3 +112,5 @@ def _labelled(data_set: DataSet, category: str, detector: Detector) -> Iterator[
     for sample, image in load_images(data_set.root, samples, detector.config.input):
         if isinstance(image, PreparedImage):
             yield sample, image
+        else:
+            log.warning("%s does not count: %s", sample.image, image)

@@ -47,26 +47,29 @@ def figures_table(metrics: Mapping[str, Metrics]) -> Table:
     table = Table("Figure (95 % interval)", *(category.replace("_", " ").title() for category in metrics))
     for name, title in _FIGURES.items():
         if any(getattr(of_category, name) is not None for of_category in metrics.values()):
-            table.add_row(title, *(_with_interval(of_category, name) for of_category in metrics.values()))
+            table.add_row(title, *(with_interval(of_category, name) for of_category in metrics.values()))
+    table.add_row("Images", *(str(of_category.images) for of_category in metrics.values()))
     return table
 
 
-def _with_interval(metrics: Metrics, name: str) -> str:
+def with_interval(metrics: Metrics, name: str, between: str = " ") -> str:
+    """A figure in per cent and, where it is known, its 95 % bootstrap interval."""
     low_high = metrics.intervals.get(name)
-    interval = f" ({100 * low_high[0]:.1f} to {100 * low_high[1]:.1f})" if low_high else ""
+    interval = f"{between}({100 * low_high[0]:.1f} to {100 * low_high[1]:.1f})" if low_high else ""
     return figure(getattr(metrics, name)) + interval
 
 
 def comparison_tables(
     metrics: Mapping[str, Metrics], published: Mapping[str, Mapping[str, float]], source: str
 ) -> list[Table]:
-    """One table a metric: these figures, and below them what was published for the same categories."""
+    """One table a metric: these figures with their intervals, and below them what was published for the same categories."""
     tables = []
     for title, name in _ROWS:
         table = Table(title, "Avg", *(category.replace("_", " ").title() for category in metrics))
         ours = [getattr(of_category, name) for of_category in metrics.values()]
         theirs = [published.get(name, {}).get(category) for category in metrics]
-        table.add_row("cflow_ray, last step", *(figure(value) for value in [mean(ours), *ours]))
+        shown = (with_interval(of_category, name, between="\n") for of_category in metrics.values())
+        table.add_row("cflow_ray, last step", figure(mean(ours)), *shown)
         table.add_row(source, *(figure(value) for value in [mean(theirs), *theirs]))
         tables.append(table)
     return tables
@@ -137,16 +140,6 @@ def _images_table(title: str, column: str, images: pa.Table, total: int) -> Tabl
 
 def _value(value: str | float | None) -> str:
     return "-" if value is None else value if isinstance(value, str) else f"{value:.4g}"
-
-
-def markdown_table(metrics: Mapping[str, Metrics]) -> str:
-    """The same table for a README."""
-    names = [category.replace("_", " ").title() for category in metrics]
-    lines = ["| Metric | Avg | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
-    for title, name in _ROWS:
-        values = [getattr(of_category, name) for of_category in metrics.values()]
-        lines.append(f"| {title} | " + " | ".join(figure(value) for value in [mean(values), *values]) + " |")
-    return "\n".join(lines)
 
 
 def mean(values: list[float | None]) -> float | None:

@@ -26,7 +26,7 @@ from cflow_ray.model.scoring import Calibration
 from cflow_ray.model.seeds import model_seed
 from cflow_ray.model.stepping import Level
 from cflow_ray.model.team import interleaved, share_of
-from cflow_ray.model.turns import Turns
+from cflow_ray.model.turns import GivenUpError, Turns
 
 # Shapes: I images, T tiles, P = h * w positions of a level, C channels.
 
@@ -85,7 +85,8 @@ def _fit_levels(
     """All levels' decoders, side by side where torch has several threads, one thread a level then.
 
     Of fewer threads than levels none is idle before the last levels end: levels take turns from one look at the
-    held-out likelihood to the next. A team takes one after the other: its members have to meet in the same step.
+    held-out likelihood to the next. Where one fails the others stop at their next look. A team takes one level after the
+    other: its members have to meet in the same step.
     """
     levels = [_level_data(features, number, split, config, region_HW) for number in range(len(features.levels))]
     threads = torch.get_num_threads()
@@ -102,11 +103,13 @@ def _fit_levels(
     longest_first = sorted(levels, key=lambda of: of.work(config), reverse=True)  # what is left to one thread is short
     try:
         with ThreadPoolExecutor(len(levels), initializer=lambda: torch.set_num_threads(1)) as pool:
-            fitted = zip(longest_first, pool.map(fit, longest_first), strict=True)
-            decoders = {of.level.number: decoder for of, decoder in fitted}
-            return tuple(decoders[of.level.number] for of in levels)
+            fitted = {of.level.number: pool.submit(fit, of) for of in longest_first}
     finally:
         torch.set_num_threads(threads)
+    for error in (of_level.exception() for of_level in fitted.values()):
+        if error is not None and not isinstance(error, GivenUpError):
+            raise error
+    return tuple(fitted[of.level.number].result() for of in levels)
 
 
 @dataclass(frozen=True)

@@ -44,8 +44,8 @@ class _Share:
 def pooled(own: Features, member_of: Sequence[int], team: Team, keep: Keep) -> Features:
     """The features of all members' images; `member_of` says by rank whose each image is, in their final order.
 
-    Each member's images keep their order. Values are those that one process would have encoded, but for the last bits of
-    half precision where the members' scales differ.
+    Each member's images keep their order. Values are those that one process would have encoded, but for the last bit of
+    half precision: every member rounds by draws of its own.
     """
     if team.size == 1:
         return own

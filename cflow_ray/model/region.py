@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cflow_ray.model.scoring import smoothed
+from cflow_ray.model.scoring import LARGEST, smoothed
 
 # Shapes: H x W pixels of the network's input, h x w locations of a feature map.
 
@@ -39,4 +39,4 @@ def cut_out(map_BHW: Tensor, region_HW: Tensor | None, sigma: float) -> Tensor:
     if not sigma:
         return kept_BHW
     share_1HW = smoothed(region_HW[None].to(map_BHW.dtype), sigma).clamp_min(1e-6)
-    return (smoothed(kept_BHW, sigma) / share_1HW).clamp_max(1.0 - 2**-24) * region_HW
+    return (smoothed(kept_BHW, sigma) / share_1HW).clamp_max(LARGEST) * region_HW

@@ -13,8 +13,8 @@ from torch.nn import functional
 
 # Shapes: B images, L levels, H x W pixels of the network's input, h_l x w_l of level l, P pixels of a map.
 
-_LARGEST = 1.0 - 2**-24
-"""The largest float32 below 1."""
+LARGEST = 1.0 - 2**-24
+"""The largest float32 below 1, which is no score."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Calibration:
 
     def support(self, target_fpr: float) -> str:
         """For people, which false-alarm rates these scores can promise, and whether the target is among them."""
-        rates = f"{len(self.scores)} calibration images support false-alarm rates down to {self.smallest_target:.3f}"
+        rates = f"{len(self.scores)} calibration images support false-alarm rates down to {_rounded_up(self.smallest_target)}"
         if self.smallest_target <= target_fpr:
             return f"{rates}."
         return (
@@ -63,6 +63,12 @@ class Calibration:
     def of(cls, peaks: Sequence[float], scores: Sequence[float]) -> Calibration:
         """A calibration from scores in any order."""
         return cls(tuple(peaks), tuple(sorted(scores)))
+
+
+def _rounded_up(rate: float) -> str:
+    """To three digits, so that a target of what is said is kept."""
+    digits = 2 - math.floor(math.log10(rate))
+    return f"{math.ceil(rate * 10**digits - 1e-9) / 10**digits:.3g}"
 
 
 def anomaly_map(
@@ -86,7 +92,7 @@ def anomaly_map(
         total = p_BHW if total is None else total + p_BHW
     if total is None:
         raise ValueError("no level")
-    return (1 - total / sum(weights)).clamp(0.0, _LARGEST)
+    return (1 - total / sum(weights)).clamp(0.0, LARGEST)
 
 
 def smoothed(map_BHW: Tensor, sigma: float) -> Tensor:
@@ -97,7 +103,7 @@ def smoothed(map_BHW: Tensor, sigma: float) -> Tensor:
     kernel = kernel / kernel.sum()
     padded_B1HW = functional.pad(map_BHW[:, None], (radius, radius, radius, radius), mode="replicate")
     rows_B1HW = functional.conv2d(padded_B1HW, kernel[None, None, None, :])
-    return functional.conv2d(rows_B1HW, kernel[None, None, :, None])[:, 0].clamp(0.0, _LARGEST)
+    return functional.conv2d(rows_B1HW, kernel[None, None, :, None])[:, 0].clamp(0.0, LARGEST)
 
 
 def image_scores(pixels_BP: Tensor, top_fraction: float) -> Tensor:

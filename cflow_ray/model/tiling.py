@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cflow_ray.config import InputConfig
+from cflow_ray.model.scoring import LARGEST
 
 # Shapes: T tiles of h x w pixels, H x W pixels of the whole image.
 
@@ -46,7 +47,7 @@ class Layout:
         for map_hw, (top, left) in zip(maps_Thw, self.corners, strict=True):
             total_HW[top : top + height, left : left + width] += map_hw * weight_hw
             weights_HW[top : top + height, left : left + width] += weight_hw
-        return (total_HW / weights_HW).float().clamp(0.0, 1.0 - 2**-24)  # a weighted mean may round up to 1
+        return (total_HW / weights_HW).float().clamp(0.0, LARGEST)  # a weighted mean may round up to 1
 
 
 def _starts(side: int, tile: int, overlap: float) -> list[int]:

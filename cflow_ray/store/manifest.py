@@ -54,9 +54,9 @@ class Manifest(Model):
     seed: int = 0
     """The category's own seed, derived from the run's."""
     data_digest: str = ""
-    """Of the images that weights and calibration are from; empty where none of them, or not all, is known."""
+    """Of all that a fit made weights and calibration from: images, encoder's weights, region; empty where none did."""
     weights_data_digest: str = ""
-    """Of those that a version's weights were fitted on, where it was calibrated anew."""
+    """Of the images alone that the weights were fitted on; empty where not known."""
     created: str = ""
     origin: str = ""
     """Where weights or calibration come from that no fit of this registry made: a file, or an earlier version."""

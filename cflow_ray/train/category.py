@@ -217,7 +217,8 @@ class _Fit:
         """
         identity = hashlib.sha256(self._task.data_digest.encode() + detector.model_dump_json().encode())
         device = torch.device(self._device).type
-        identity.update(repr((_SAVEPOINT_FORMAT, device, sorted(installed_packages().items()))).encode())
+        packages = sorted(installed_packages().items())
+        identity.update(repr((_SAVEPOINT_FORMAT, self._encoder_digest, device, packages)).encode())
         folder = f"{_SAVEPOINTS}/{self._task.category}/{identity.hexdigest()[:16]}"
         seconds = self._site.save_seconds if self._is_first else 0
         savepoints = StoredSavepoints(self._registry.storage.child(folder), seconds)
@@ -246,6 +247,7 @@ class _Fit:
                 training_images=images,
                 seed=self._seed(fitted.config),
                 data_digest=self._task.data_digest,
+                weights_data_digest=self._task.images_digest,
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
                 fit_seconds=round(time.monotonic() - start, 1),
             )

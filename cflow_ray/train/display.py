@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cflow_ray.data.samples import TEST, TRAIN
-from cflow_ray.evaluation.report import figure
+from cflow_ray.evaluation.report import with_interval
 from cflow_ray.progress import ProgressBoard
 from cflow_ray.train.plan import FitPlan
 from cflow_ray.train.progress import CategoryProgress
@@ -36,12 +36,13 @@ def watch_on(board: ProgressBoard) -> Watch:
 
 
 def outcome_table(outcomes: Sequence[Outcome]) -> Table:
-    """What became of every category, with its figures or its error."""
-    figures_shown = ("Image AUROC", "Pixel AUROC", "Pixel F1")
-    table = Table("Category", "Outcome", "Version", "Best", "Seconds", "Peak MB", "NLL", *figures_shown, "Remarks")
+    """What became of every category, with its figures and their 95 % bootstrap intervals, or its error."""
+    figures_shown = {"image_auroc": "Image AUROC", "pixel_auroc": "Pixel AUROC", "pixel_f1": "Pixel F1"}
+    table = Table(
+        "Category", "Outcome", "Version", "Best", "Seconds", "Peak MB", "NLL", *figures_shown.values(), "Remarks"
+    )
     for outcome in outcomes:
-        metrics = outcome.metrics
-        figures = (figure(value) for value in (metrics.image_auroc, metrics.pixel_auroc, metrics.pixel_f1))
+        figures = (with_interval(outcome.metrics, name, between="\n") for name in figures_shown)
         remarks = outcome.error or "\n".join(outcome.notes)
         cost = (f"{outcome.seconds:.0f}", _number(outcome.peak_mb, 0), _number(outcome.nll, 3))
         best = "yes" if outcome.promoted else "no"

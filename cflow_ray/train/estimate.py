@@ -34,7 +34,7 @@ _BYTES_OF_A_FEATURE = 2  # half precision
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of one category on one worker with one thread; reading images is left out."""
+    """Of one category on one worker with one thread; reading images is left out, and all tiles of an image but one."""
 
     seconds: float
     features_mb: float

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
-from cflow_ray.config import FitConfig
+from cflow_ray.config import DetectorConfig, FitConfig
 from cflow_ray.data.datasets import read_data_set
 from cflow_ray.data.samples import DataSet, spelled_alike
 from cflow_ray.errors import CflowRayError, ConfigError, DataError
@@ -41,12 +41,12 @@ def plan_fit(config: FitConfig) -> FitPlan:
     wanted = data_set.chosen(config.chosen())
     registry = Registry.if_there(Storage(config.registry, config.storage_options))
     _refuse_overlapping([*wanted, *(registry.categories() if registry else ())])
-    sizes = data_set.root.sizes()
+    sizes, files = data_set.root.sizes(), _Files(config.storage_options)
     due: list[FitTask] = []
     settled: list[Outcome] = []
     for category in wanted:
         try:
-            task = _task(data_set, category, config, sizes)
+            task = _task(data_set, category, config, sizes, files)
         except CflowRayError as error:
             settled.append(Outcome(category, "failed", error=str(error)))
             continue
@@ -69,30 +69,46 @@ def _refuse_overlapping(names: Iterable[str]) -> None:
         )
 
 
-def _task(data_set: DataSet, category: str, config: FitConfig, sizes: Mapping[str, int]) -> FitTask:
+def _task(data_set: DataSet, category: str, config: FitConfig, sizes: Mapping[str, int], files: _Files) -> FitTask:
     check_category_name(category)
     if not data_set.normals(category):
         raise ConfigError(f"no training image in {config.data}; add normal images to its train split.")
     settings, samples = config.category(category), tuple(data_set.of(category))
-    detector = settings.detector
+    detector, images_digest = settings.detector, data_set.digest(category, sizes)
     return FitTask(
         category,
         samples,
         detector,
-        _digest(data_set.digest(category, sizes), detector.region, config.storage_options),
+        _digest(images_digest, detector, files),
         seeds=config.seeds,
         workers=settings.workers,
         work=work_of(samples, detector, config.seeds),
+        images_digest=images_digest,
     )
 
 
-def _digest(of_images: str, region: str | None, storage_options: Mapping[str, Any]) -> str:
-    """Names what a category is fitted from: its images and, where there is one, its region of interest."""
-    if region is None:
+def _digest(of_images: str, detector: DetectorConfig, files: _Files) -> str:
+    """Names what a category is fitted from: its images and, where they are files, the encoder's weights and the region."""
+    named = [uri for uri in (detector.encoder.weights_file, detector.region) if uri is not None]
+    if not named:
         return of_images
-    folder, name = split_uri(region)
-    content = Storage(folder, storage_options).read(name)
-    return hashlib.sha256(of_images.encode() + content).hexdigest()
+    return hashlib.sha256(":".join([of_images, *map(files.digest, named)]).encode()).hexdigest()
+
+
+class _Files:
+    """Files that a configuration names, each read once."""
+
+    def __init__(self, storage_options: Mapping[str, Any]) -> None:
+        self._storage_options = storage_options
+        self._digests: dict[str, str] = {}
+
+    def digest(self, uri: str) -> str:
+        """SHA-256 of the content."""
+        if uri not in self._digests:
+            folder, name = split_uri(uri)
+            content = Storage(folder, self._storage_options).read(name)
+            self._digests[uri] = hashlib.sha256(content).hexdigest()
+        return self._digests[uri]
 
 
 def _reused(registry: Registry, task: FitTask) -> Outcome | None:

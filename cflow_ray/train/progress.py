@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ class CategoryProgress:
 
 
 class CategoryMeter:
-    """Turns what happens in a fit into looks at it."""
+    """Turns what happens in a fit into looks at it; levels may report from several threads."""
 
     def __init__(self, images: int, fits: int, clock: Callable[[], float] = time.monotonic) -> None:
         """`images` to encode, then `fits` one after the other, each from the levels' first to their last step."""
@@ -42,6 +43,7 @@ class CategoryMeter:
         self._rate = 0.0
         self._fit_start: float | None = None
         self._first_share = 0.0
+        self._lock = threading.Lock()
         self._share_of: dict[tuple[int, int, int], float] = {}  # (fit, model, level) -> share of its steps
 
     def encoded(self) -> CategoryProgress:
@@ -52,6 +54,10 @@ class CategoryMeter:
 
     def stepped(self, number: int, progress: FitProgress) -> CategoryProgress:
         """A level of fit `number` has taken some steps."""
+        with self._lock:
+            return self._stepped(number, progress)
+
+    def _stepped(self, number: int, progress: FitProgress) -> CategoryProgress:
         self._share_of[number, progress.model, progress.level] = progress.step / progress.steps
         finished = number * progress.models + progress.model  # models before this one, even if they were restored
         now = [share for (fit, model, _), share in self._share_of.items() if (fit, model) == (number, progress.model)]

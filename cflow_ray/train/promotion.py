@@ -50,7 +50,10 @@ def _choice(
 
 
 def _lowest_nll(registry: Registry, category: str, version: str) -> tuple[str | None, str]:
-    """Of the versions that the same images were held out of and that see them through the same features."""
+    """Of the versions that were fitted from the same data and see them through the same features.
+
+    Each by the images that were held out of it: others with another seed, unless `split_seed` is the same.
+    """
     new = registry.manifest(category, version)
     known: dict[str, float] = {}
     for name in registry.versions(category):
@@ -70,14 +73,19 @@ def _lowest_nll(registry: Registry, category: str, version: str) -> tuple[str | 
 def _better_than(
     registry: Registry, category: str, version: str, current: str, held_out: HeldOutImages
 ) -> tuple[str | None, str]:
-    """The new version where the present images are likelier under it than under the current one."""
+    """The new version where the present images are likelier under it than under the current one.
+
+    Of two that were fitted from the same data each is seen by the images it held out: most of the other's it trained on.
+    """
     new, old = registry.manifest(category, version), registry.manifest(category, current)
     if not _same_features(new, old):
         return None, f"not promoted: {current} has another encoder or input, so likelihoods do not compare"
-    ours, theirs = (_nll(registry, category, name, held_out) for name in (version, current))
+    ours, theirs = mean_nll(new), mean_nll(old)
+    if new.data_digest != old.data_digest or ours is None or theirs is None:
+        ours, theirs = (_nll(registry, category, name, held_out) for name in (version, current))
     if ours < theirs:
         return version, f"better than {current}: held-out NLL {ours:.4f} against {theirs:.4f}"
-    return None, f"not promoted: held-out NLL {ours:.4f}, {current} has {theirs:.4f} on the same images"
+    return None, f"not promoted: held-out NLL {ours:.4f}, {current} has {theirs:.4f}"
 
 
 def _nll(registry: Registry, category: str, version: str, held_out: HeldOutImages) -> float:

@@ -21,12 +21,15 @@ class FitTask:
     samples: tuple[Sample, ...]
     detector: DetectorConfig
     data_digest: str
+    """Of all that the category is fitted from besides `detector`: images, weights, region of interest."""
     seeds: int = 1
     """Fits with the seeds `detector.seed`, + 1, ..."""
     workers: int = 1
     """That fit it together."""
     work: float = 0.0
     """How long it will take, relative to others (`work_of`)."""
+    images_digest: str = ""
+    """Of the images alone."""
 
     def as_dict(self) -> dict[str, Any]:
         """The task as JSON, its samples as counts."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cflow_ray.config import DetectorConfig
+from cflow_ray.config import DetectorConfig, EncoderConfig
 from cflow_ray.data.samples import TRAIN, Sample
 from cflow_ray.model.recipes import schedule_of
 
@@ -23,10 +23,15 @@ def work_of(samples: Sequence[Sample], detector: DetectorConfig, seeds: int) -> 
     encoded = normals * (1 + detector.augmentation.copies)
     pixels = (encoded + len(samples) - normals) * height * width
     fibres = 0
-    for stride in detector.encoder.strides:
+    for stride in _strides(detector.encoder):
         schedule = schedule_of(detector.recipe, stride, encoded, max(1, height // stride * (width // stride)))
         fibres += schedule.steps * schedule.fibres
     return pixels + seeds * models_of(normals, detector) * fibres * _PIXELS_OF_A_FIBRE
+
+
+def _strides(encoder: EncoderConfig) -> tuple[int, ...]:
+    """Of the levels; blocks, whose strides only the network knows, are mostly those of a ViT of 16 pixels a patch."""
+    return encoder.strides if encoder.blocks is None else (16,) * encoder.levels
 
 
 def training_images(samples: Sequence[Sample]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -51,8 +52,8 @@ def table(folder: Path, rows: Iterable[tuple[str, float, str | None]]) -> Path:
     return folder
 
 
-def config(data: Path, results: Path) -> EvaluateConfig:
-    return EvaluateConfig(data=str(data), results=str(results))
+def config(data: Path, results: Path, **more: Any) -> EvaluateConfig:
+    return EvaluateConfig(data=str(data), results=str(results), **more)
 
 
 def test_the_figures_are_those_of_the_labelled_test_images(data: Path, tmp_path: Path) -> None:
@@ -73,6 +74,33 @@ def test_training_images_errors_strangers_and_repeats_do_not_count(
     (found,) = evaluate(config(data, table(tmp_path / "more", rows))).values()
     assert found == alone
     assert "1 rows repeat an image" in caplog.text
+    assert "no score" not in caplog.text
+
+
+def test_only_images_to_test_on_count(data: Path, tmp_path: Path) -> None:
+    """MVTec LOCO's `validation` is neither trained nor tested on."""
+    lines = ["image,category,split,label"]
+    lines += [f"{key},screw,test,{int('bent' in key)}" for key in SCORES]
+    lines += [f"screw/train/good/{number}.png,screw,{'train' if number else 'validation'},0" for number in range(3)]
+    (data / "images.csv").write_text("\n".join(lines))
+    rows: list[tuple[str, float, str | None]] = [(key, score, None) for key, score in SCORES.items()]
+    results = table(tmp_path / "scores", [*rows, ("screw/train/good/0.png", 0.99, None)])
+    (found,) = evaluate(config(data / "images.csv", results, layout="table")).values()
+    assert found.images == 5
+
+
+@pytest.mark.parametrize("error", [None, "truncated"])
+def test_test_images_without_a_score_are_warned_of(
+    data: Path, tmp_path: Path, error: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows: list[tuple[str, float, str | None]] = [(key, score, None) for key, score in SCORES.items()]
+    last = [] if error is None else [(rows[-1][0], 0.0, error)]
+    (found,) = evaluate(config(data, table(tmp_path / "scores", [*rows[:-1], *last]))).values()
+    assert found.images == 4
+    assert (
+        "screw: 1 of 5 labelled test images have no score and do not count, such as screw/test/bent/1.png"
+        in caplog.text
+    )
 
 
 def test_a_table_without_a_test_image_is_refused(data: Path, tmp_path: Path) -> None:

@@ -211,14 +211,19 @@ def test_given_splits_take_the_place_of_the_seeds() -> None:
 
 
 @pytest.mark.usefixtures("two_threads")
-def test_a_failure_of_one_level_among_several_threads_is_that_levels() -> None:
+def test_a_failure_of_one_level_among_several_threads_is_that_levels_and_stops_the_other() -> None:
+    looks = [0, 0]
+
     def poison(progress: FitProgress, decoder: Decoder) -> None:
+        looks[progress.level] += 1
         if progress.level == 1:
             decoder.blocks[0].global_offset.data.fill_(torch.nan)
 
     # the paper's recipe takes 256 fibres a step: 16 of 20 images are 256 fibres of stride 16
     with pytest.raises(FitError, match=r"level 1 \(stride 16\), step \d"):
         fit(small_pyramid(20), TINY.model_copy(update={"recipe": "paper"}), context=FitContext(poison))
+    assert looks[1] == 1
+    assert looks[0] < 200  # passes there would have been
 
 
 def test_the_features_are_left_as_they_were() -> None:

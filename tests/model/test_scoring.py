@@ -89,6 +89,16 @@ def test_a_target_below_the_smallest_promise_has_no_threshold() -> None:
     assert verdict.regions == []
 
 
+@given(count=st.integers(1, 100_000))
+def test_the_rate_that_is_said_to_be_supported_is(count: int) -> None:
+    calibration = of_scores([0.5] * count)
+    said = calibration.support(0.5).removeprefix(f"{count} calibration images support false-alarm rates down to ")
+    rate = float(said.removesuffix("."))
+    assert calibration.threshold(rate) is not None
+    assert rate == pytest.approx(calibration.smallest_target, rel=0.01)
+    assert "nothing will be called" not in calibration.support(rate)
+
+
 @given(count=st.integers(0, 2000), target=TARGETS)
 def test_a_target_promises_the_largest_share_that_the_calibration_has(count: int, target: float) -> None:
     rank = of_scores([0.5] * count).rank(target)

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from cflow_ray.model.turns import Turns
+from cflow_ray.model.turns import GivenUpError, Turns
 
 
 def test_a_single_turn_goes_round_in_the_order_of_coming() -> None:
@@ -62,17 +62,22 @@ def test_no_more_run_at_once_than_there_are_turns_and_all_come_to_their_end(at_o
     assert at_once == 1 or most > 1
 
 
-def test_who_waits_for_nobody_goes_on_and_a_failure_gives_the_turn_back() -> None:
-    turns = Turns(1)
+def test_after_a_failure_the_others_are_given_up() -> None:
+    turns, steps = Turns(2), dict.fromkeys("abcd", 0)
 
-    def fail() -> None:
+    def work(name: str) -> None:
         with turns.turn():
-            turns.pass_on()
-            raise ValueError("lost")
+            while True:
+                steps[name] += 1
+                if name == "a" and steps[name] == 3:
+                    raise ValueError("lost")
+                turns.pass_on()
 
-    for _ in range(2):
-        with pytest.raises(ValueError, match="lost"):
-            fail()
+    with ThreadPoolExecutor(4) as pool:
+        errors = [pool.submit(work, name).exception(timeout=30) for name in steps]
+    assert [type(error) for error in errors] == [ValueError, GivenUpError, GivenUpError, GivenUpError]
+    with pytest.raises(GivenUpError):
+        work("late")
 
 
 def _until(condition: object) -> None:

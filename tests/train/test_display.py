@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import logging
 
 import pytest
+from rich.console import Console
 
+from cflow_ray.evaluation.figures import Metrics
 from cflow_ray.model.progress import FitProgress
 from cflow_ray.progress import ProgressBoard
-from cflow_ray.train.display import watch_on
+from cflow_ray.train.display import outcome_table, watch_on
 from cflow_ray.train.progress import CategoryMeter, CategoryProgress
 from cflow_ray.train.queue import QueueStatus
 from cflow_ray.train.task import Outcome
@@ -42,3 +45,14 @@ def test_a_category_that_is_over_says_how_it_ended(caplog: pytest.LogCaptureFixt
     with caplog.at_level(logging.INFO, "cflow_ray"), ProgressBoard("fit") as board:
         watch_on(board)(QueueStatus(in_hand={}, outcomes={"grid": outcome}))
     assert caplog.messages == ["fit", "grid: 1/1 failed: no training image"]
+
+
+def test_the_table_of_outcomes_has_the_figures_with_their_intervals() -> None:
+    found = Metrics(image_auroc=0.9621, pixel_auroc=0.9912, intervals={"image_auroc": (0.93, 0.986)})
+    console = Console(file=io.StringIO(), width=200)
+    console.print(outcome_table([Outcome("grid", "fitted", "v1-abc", found), Outcome("weave", "failed", error="lost")]))
+    assert isinstance(console.file, io.StringIO)
+    grid, below, weave = (line.split("│") for line in console.file.getvalue().splitlines() if line[0] == "│")
+    assert [cell.strip() for cell in grid[8:11]] == ["96.21", "99.12", "-"]
+    assert [cell.strip() for cell in below[8:11]] == ["(93.0 to 98.6)", "", ""]
+    assert weave[-2].strip() == "lost"

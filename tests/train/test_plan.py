@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from torch import Tensor
 
 from cflow_ray.config import FitConfig
 from cflow_ray.errors import ConfigError, DataError
@@ -65,6 +67,26 @@ def test_finished_versions_are_reused_unless_forced_or_changed(fit_config: FitCo
     assert len(plan_fit(fit_config(force=True)).due) == 2
     changed = plan_fit(fit_config(categories={"grid": {"target_fpr": 0.4}}, all=True))
     assert [task.category for task in changed.due] == ["grid"]
+
+
+def test_a_version_of_other_weights_or_another_region_is_not_reused(
+    fit_config: FitConfigOf, tmp_path: Path, lite0_state: dict[str, Tensor]
+) -> None:
+    """Under the same name; a version says which weights it has, and a server refuses others."""
+    weights, region = tmp_path / "encoder.pt", tmp_path / "region.png"
+    torch.save(lite0_state, weights)
+    Image.new("L", (64, 64), 255).save(region)
+    encoder = {"strides": [8, 16], "weights": str(weights)}
+    config = fit_config(only=("weave",), categories={"weave": {"encoder": encoder, "region": str(region)}})
+    fitted(config)
+    assert not plan_fit(config).due
+    before = region.read_bytes()
+    Image.new("L", (64, 64), 254).save(region)
+    assert plan_fit(config).due
+    region.write_bytes(before)
+    assert not plan_fit(config).due
+    torch.save({name: tensor * 1.01 for name, tensor in lite0_state.items()}, weights)
+    assert plan_fit(config).due
 
 
 def test_all_seeds_must_be_finished(fit_config: FitConfigOf) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from cflow_ray.model.progress import FitProgress
@@ -46,6 +49,24 @@ def test_levels_side_by_side_add_up() -> None:
     meter = CategoryMeter(images=1, fits=1)
     meter.stepped(0, FitProgress(0, 2, 5, 10, 0.0))
     assert meter.stepped(0, FitProgress(1, 2, 10, 10, 0.0)).share == pytest.approx(0.75)
+
+
+def test_levels_report_from_threads_of_their_own() -> None:
+    meter = CategoryMeter(images=1, fits=1)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # or threads hardly meet
+    try:
+        with ThreadPoolExecutor(4) as pool:
+
+            def report(level: int) -> None:
+                for model in range(400):
+                    meter.stepped(0, FitProgress(level, 4, 1, 1, 0.0, model, 400))
+
+            for done in [pool.submit(report, level) for level in range(4)]:
+                done.result()
+    finally:
+        sys.setswitchinterval(before)
+    assert meter.stepped(0, FitProgress(0, 4, 1, 1, 0.0, 399, 400)).share == 1
 
 
 def test_a_fit_that_goes_on_from_a_savepoint_counts_what_is_done_but_not_in_its_pace() -> None:

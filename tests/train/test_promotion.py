@@ -71,6 +71,19 @@ def test_never_leaves_even_a_first_version_unpromoted(fit_config: FitConfigOf) -
     assert registry.pointer_if_there("grid") is None
 
 
+@pytest.mark.parametrize("rule", ["best-nll", "better-than-current"])
+def test_of_one_set_of_images_each_version_is_seen_by_what_it_held_out(fit_config: FitConfigOf, rule: str) -> None:
+    """With another seed the new version holds out images that the current one was fitted on."""
+    first, registry = fitted(fit_config(only=("grid",)))
+    second, _ = fitted(fit_config(only=("grid",), categories={"grid": {"seed": 1}}, promote=rule))
+    ours, theirs = (mean_nll(registry.manifest("grid", str(one.version))) for one in (second, first))
+    assert ours is not None
+    assert theirs is not None
+    assert second.promoted == (ours < theirs)
+    said = f"{ours:.4f}", f"{theirs:.4f}"
+    assert rule == "best-nll" or any(all(value in note for value in said) for note in second.notes)
+
+
 def test_likelihoods_of_other_features_do_not_compare(fit_config: FitConfigOf) -> None:
     first, registry = fitted(fit_config(only=("grid",)))
     larger = {"grid": {"input_size": 96}}

@@ -22,7 +22,22 @@ def test_few_images_whose_calibration_takes_folds_are_more_work_than_many_withou
 
 
 @pytest.mark.parametrize(
-    "more", [{"images": 300}, {"tests": 50}, {"seeds": 2}, {"input_size": 512}, {"recipe": "best"}, {"recipe": "paper"}]
+    "more",
+    [
+        {"images": 300},
+        {"tests": 50},
+        {"seeds": 2},
+        {"input_size": 512},
+        {"recipe": "best"},
+        {"recipe": "paper"},
+        {"encoder": {"strides": (4, 8, 16, 32)}},
+    ],
 )
 def test_more_of_anything_is_more_work(more: dict[str, object]) -> None:
     assert work(**({"images": 240} | more)) > work(240)  # type: ignore[arg-type]
+
+
+def test_levels_by_blocks_count_each() -> None:
+    vit = "vit_small_patch16_224"
+    few, many = (work(240, encoder={"name": vit, "blocks": blocks}) for blocks in ((8,), (2, 5, 8)))
+    assert many > few
