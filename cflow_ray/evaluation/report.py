@@ -47,15 +47,21 @@ def figures_table(metrics: Mapping[str, Metrics]) -> Table:
     table = Table("Figure (95 % interval)", *(category.replace("_", " ").title() for category in metrics))
     for name, title in _FIGURES.items():
         if any(getattr(of_category, name) is not None for of_category in metrics.values()):
-            table.add_row(title, *(with_interval(of_category, name) for of_category in metrics.values()))
+            table.add_row(title, *(_with_interval(of_category, name) for of_category in metrics.values()))
     table.add_row("Images", *(str(of_category.images) for of_category in metrics.values()))
     return table
 
 
-def with_interval(metrics: Metrics, name: str, between: str = " ") -> str:
-    """A figure in per cent and, where it is known, its 95 % bootstrap interval."""
+def above_interval(metrics: Metrics, name: str) -> str:
+    """A figure in per cent and, on a line of its own where it is known, its 95 % bootstrap interval: for narrow columns."""
     low_high = metrics.intervals.get(name)
-    interval = f"{between}({100 * low_high[0]:.1f} to {100 * low_high[1]:.1f})" if low_high else ""
+    interval = f"\n{100 * low_high[0]:.1f}-{100 * low_high[1]:.1f}" if low_high else ""
+    return figure(getattr(metrics, name)) + interval
+
+
+def _with_interval(metrics: Metrics, name: str) -> str:
+    low_high = metrics.intervals.get(name)
+    interval = f" ({100 * low_high[0]:.1f} to {100 * low_high[1]:.1f})" if low_high else ""
     return figure(getattr(metrics, name)) + interval
 
 
@@ -68,8 +74,11 @@ def comparison_tables(
         table = Table(title, "Avg", *(category.replace("_", " ").title() for category in metrics))
         ours = [getattr(of_category, name) for of_category in metrics.values()]
         theirs = [published.get(name, {}).get(category) for category in metrics]
-        shown = (with_interval(of_category, name, between="\n") for of_category in metrics.values())
-        table.add_row("cflow_ray, last step", figure(mean(ours)), *shown)
+        table.add_row("cflow_ray, last step", *(figure(value) for value in [mean(ours), *ours]))
+        intervals = [of_category.intervals.get(name) for of_category in metrics.values()]
+        if any(intervals):  # a row an end: fifteen columns are narrow
+            for title_of_end, end in (("95 % from", 0), ("95 % to", 1)):
+                table.add_row(title_of_end, "", *(figure(pair[end] if pair else None) for pair in intervals))
         table.add_row(source, *(figure(value) for value in [mean(theirs), *theirs]))
         tables.append(table)
     return tables

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cflow_ray.data.samples import TEST, TRAIN
-from cflow_ray.evaluation.report import with_interval
+from cflow_ray.evaluation.report import above_interval
 from cflow_ray.progress import ProgressBoard
 from cflow_ray.train.plan import FitPlan
 from cflow_ray.train.progress import CategoryProgress
@@ -42,7 +42,7 @@ def outcome_table(outcomes: Sequence[Outcome]) -> Table:
         "Category", "Outcome", "Version", "Best", "Seconds", "Peak MB", "NLL", *figures_shown.values(), "Remarks"
     )
     for outcome in outcomes:
-        figures = (with_interval(outcome.metrics, name, between="\n") for name in figures_shown)
+        figures = (above_interval(outcome.metrics, name) for name in figures_shown)
         remarks = outcome.error or "\n".join(outcome.notes)
         cost = (f"{outcome.seconds:.0f}", _number(outcome.peak_mb, 0), _number(outcome.nll, 3))
         best = "yes" if outcome.promoted else "no"

@@ -54,5 +54,5 @@ def test_the_table_of_outcomes_has_the_figures_with_their_intervals() -> None:
     assert isinstance(console.file, io.StringIO)
     grid, below, weave = (line.split("│") for line in console.file.getvalue().splitlines() if line[0] == "│")
     assert [cell.strip() for cell in grid[8:11]] == ["96.21", "99.12", "-"]
-    assert [cell.strip() for cell in below[8:11]] == ["(93.0 to 98.6)", "", ""]
+    assert [cell.strip() for cell in below[8:11]] == ["93.0-98.6", "", ""]
     assert weave[-2].strip() == "lost"
