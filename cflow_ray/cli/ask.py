@@ -29,7 +29,8 @@ def ask(out: Output, config: AskConfig) -> None:
     ):
         output = config.output or unkept
         summary = score_online(config, client, output, lambda done, total: board.update("chunks", done, total))
-        rows = read_results(Storage(output, config.storage_options)).to_pylist() if config.output is None else []
+        is_shown = config.output is None and summary.rows > 0
+        rows = read_results(Storage(output, config.storage_options)).to_pylist() if is_shown else []
     if config.output is None:
         out({"images": rows}, _table(rows))
     else:

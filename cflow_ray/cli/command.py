@@ -60,11 +60,13 @@ class Output:
     def __init__(self, as_json: bool, stream: TextIO) -> None:
         self.as_json = as_json
         self._stream = stream
+        self._has_result = False
         terminal = Console(file=stream)
         self._console = terminal if terminal.is_terminal else Console(file=stream, width=_WIDTH_OFF_TERMINAL)
 
     def __call__(self, values: Mapping[str, Any], *text: str | Table) -> None:
         """Print `values` where JSON was asked for, else the text and tables."""
+        self._has_result = True
         if self.as_json:
             click.echo(json.dumps(values), file=self._stream)
             return
@@ -73,8 +75,8 @@ class Output:
         self._stream.flush()
 
     def fail(self, message: str) -> None:
-        """An expected error: one line on stderr, and as JSON on stdout where that was asked for."""
-        if self.as_json:
+        """An expected error: one line on stderr, and as JSON on stdout where that was asked for and has no result yet."""
+        if self.as_json and not self._has_result:
             click.echo(json.dumps({"error": message}), file=self._stream)
         click.echo(f"error: {message}", err=True)
 

@@ -34,6 +34,6 @@ def drift(out: Output, config_file: str | None, **flags: Any) -> int:
     from cflow_ray.evaluation.drift_table import drift_tables, left_out
 
     with ProgressBoard("comparing") as board:
-        report = find_drift(config, lambda done, total: board.update("parts", done, total))
+        report = find_drift(config, lambda done, total: board.update("shards", done, total))
     out(report.as_dict(), *drift_tables(report), *left_out(report))
     return int(config.fail_on_drift and bool(report.refit_due))

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cflow_ray.config import DiffConfig
-from cflow_ray.store.results import read_tables
+from cflow_ray.store.results import read_table
 from cflow_ray.store.storage import Storage, split_uri
 
 SAME = "same"
@@ -93,7 +93,7 @@ def diff(config: DiffConfig) -> Difference:
 
 def read_decisions(results: Storage, by: str = "key") -> pa.Table:
     """What is compared of a score table: the images' names, then category, is_anomaly, score, p_value, checkpoint."""
-    return pa.concat_tables(list(read_tables(results, (by, *_COLUMNS))))
+    return read_table(results, (by, *_COLUMNS))
 
 
 def compare(a: pa.Table, b: pa.Table) -> Difference:

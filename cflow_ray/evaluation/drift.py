@@ -14,10 +14,9 @@ from cflow_ray.errors import CheckpointError, ConfigError
 from cflow_ray.evaluation.comparison import Comparison, Reference, compare, holm_level, reach_of
 from cflow_ray.evaluation.days import COLUMNS, DayRows, Group, GroupRows
 from cflow_ray.model.scoring import Calibration
-from cflow_ray.store.ahead import computed_ahead
 from cflow_ray.store.origin import read_origin
 from cflow_ray.store.registry import Registry
-from cflow_ray.store.results import parts_of, read_columns
+from cflow_ray.store.results import read_shard, shards_of
 from cflow_ray.store.storage import Storage
 
 Verdict = Literal["refit due", "watch", "ok", "too few images", "unknown"]
@@ -85,7 +84,7 @@ class DriftReport:
 
 
 def drift(config: DriftConfig, progress: Callable[[int, int], None] = lambda done, total: None) -> DriftReport:
-    """Compare score tables with the calibrations of the versions that made them; `progress` gets parts done and all.
+    """Compare score tables with the calibrations of the versions that made them; `progress` gets shards done and all.
 
     Raises DataError where there is no table or a part is damaged, CheckpointError where a registry is none, ConfigError
     where a table without a plan needs a registry or a day pattern. A version that its registry lacks, or that is not
@@ -93,10 +92,11 @@ def drift(config: DriftConfig, progress: Callable[[int, int], None] = lambda don
     """
     tables = [_Table(uri, config) for uri in config.results]
     rows = DayRows(config.day_pattern, config.only)
-    total, done = sum(len(table.parts) for table in tables), 0
+    total, done = sum(len(table.shards) for table in tables), 0
     for table in tables:
-        for part in computed_ahead(partial(read_columns, table.storage, columns=COLUMNS), table.parts):
-            rows.add(part, table.origin, table.reference_of)
+        for shard in table.shards:
+            for part in read_shard(table.storage, shard, COLUMNS):
+                rows.add(part, table.origin, table.reference_of)
             done += 1
             progress(done, total)
     return report_of(rows, config)
@@ -131,9 +131,11 @@ class _Table:
 
     def __init__(self, uri: str, config: DriftConfig) -> None:
         self.storage = Storage(uri, config.storage_options)
-        self.parts = list(parts_of(self.storage))
+        self.shards = shards_of(self.storage)
         self.origin = read_origin(self.storage)
         registry = config.registry or (self.origin.registry if self.origin else None)
+        if config.registry is None and self.origin is not None and self.origin.is_of_server:
+            raise ConfigError(f"{uri} was scored by the server {registry}; give the --registry that it serves.")
         if registry is None or (self.origin is None and config.day_pattern is None):
             raise ConfigError(f"{uri} has no plan beside its parts; give both --registry and --day-pattern.")
         opened = Registry(Storage(registry, config.storage_options))

@@ -5,12 +5,17 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
+
 from cflow_ray.config import TableConfig
+from cflow_ray.errors import MissingFileError
 from cflow_ray.score.plan import Plan
 from cflow_ray.score.spans import Pending, pending, unreadable_parts
 from cflow_ray.score.summary import JobSummary, Totals, finish
 from cflow_ray.store.results import finished_parts
 from cflow_ray.store.storage import Storage
+
+_LOOKS = 20
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,17 @@ class Job:
 
     @classmethod
     def of(cls, plan: Plan, results: Storage, config: TableConfig, start: float) -> Job:
-        """The job of a plan whose parts so far lie in the results; it began at `start` of the monotonic clock."""
+        """The job of a plan whose parts so far lie in the results; it began at `start` of the monotonic clock.
+
+        Where the table is compacted meanwhile, and a part that was listed is gone, it looks again.
+        """
+        look_again = Retrying(
+            retry=retry_if_exception_type(MissingFileError), stop=stop_after_attempt(_LOOKS), reraise=True
+        )
+        return look_again(cls._as_found, plan, results, config, start)
+
+    @classmethod
+    def _as_found(cls, plan: Plan, results: Storage, config: TableConfig, start: float) -> Job:
         ledger = finished_parts(results)
         again = unreadable_parts(results, ledger) if config.retry_errors else frozenset()
         rest = pending(plan, ledger, again, results)

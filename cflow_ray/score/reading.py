@@ -9,8 +9,8 @@ from functools import lru_cache
 from itertools import chain, islice
 
 from cflow_ray.data.archives import Record, ShardIndex, is_streamed, read_records, stream_records
-from cflow_ray.errors import RecordError
-from cflow_ray.score.plan import Plan, Span, read_planned_index, write_length
+from cflow_ray.errors import CflowRayError, RecordError
+from cflow_ray.score.plan import Plan, Span, read_length, read_planned_index, write_length
 from cflow_ray.store.storage import Storage
 
 Chunk = tuple[int, Iterable[Record]]
@@ -36,23 +36,32 @@ def _indexed(span: Span, plan: Plan, output: Storage) -> Iterator[Chunk]:
 
 def _streamed(span: Span, plan: Plan, output: Storage) -> Iterator[Chunk]:
     firsts = frozenset(span.firsts)
-    total = 0
+    total, broken_off = 0, False
 
     def counted() -> Iterator[Record]:
-        nonlocal total
+        nonlocal total, broken_off
         for record in stream_records(plan.shard(span.shard).shard, output.options, plan):
             total += 1
+            broken_off = _is_broken_off(record)
             yield record
 
-    stream = counted()
+    stream, is_given = counted(), True
     while (head := next(stream, None)) is not None:
         first = total - 1
         chunk = chain([head], islice(stream, plan.chunk_records - 1))
-        if (first in firsts) != span.to_end:
+        is_given = (first in firsts) != span.to_end
+        if is_given:
             yield first, chunk
         deque(chunk, maxlen=0)
-    if span.to_end:
+    if span.to_end and not broken_off:
         write_length(output, span.shard, total)
+    elif span.to_end and is_given and read_length(output, span.shard) is None:
+        write_length(output, span.shard, total)  # its row says that there is more; --retry-errors reads on
+
+
+def _is_broken_off(record: Record) -> bool:
+    """Whether the store, not the archive, is why nothing can be read from here on."""
+    return isinstance(record.content, CflowRayError) and not isinstance(record.content, RecordError)
 
 
 @lru_cache(maxsize=4)

@@ -51,7 +51,12 @@ class Pending:
 
 def pending(plan: Plan, ledger: Ledger, again: Set[PartName], output: Storage) -> Pending:
     """The chunks of a plan that have no part yet, and those whose part is to be made `again`."""
-    lengths = {shard.id: length_of(shard, output) for shard in plan.shards}
+    broken_off = {part.shard for part in again}
+    lengths = {
+        # A stream that the store broke off has more records than it gave, which only reading it anew tells.
+        shard.id: None if shard.records is None and shard.id in broken_off else length_of(shard, output)
+        for shard in plan.shards
+    }
     known = {name: chunk_firsts(plan, ledger, name, records) for name, records in lengths.items()}
 
     def is_due(shard: str, first: int) -> bool:

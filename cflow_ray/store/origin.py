@@ -22,8 +22,14 @@ class Origin:
     day: date
     """In UTC, on which the job was planned."""
     registry: str
+    """Or, where a server scored, its address."""
     versions: Mapping[str, str]
     """Full names by category; a row with `error` does not name its own."""
+
+    @property
+    def is_of_server(self) -> bool:
+        """Whether a server scored."""
+        return self.registry.startswith(("http://", "https://"))
 
 
 def read_origin(results: Storage) -> Origin | None:

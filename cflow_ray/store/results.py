@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cflow_ray.errors import DataError, MissingFileError
+from cflow_ray.store.ahead import REQUESTS, computed_ahead
 from cflow_ray.store.storage import Storage
 
 FORMAT_VERSION = 1
@@ -171,17 +172,14 @@ def finished_parts(results: Storage) -> Ledger:
     return Ledger(path for path, _ in results.walk("shard="))
 
 
-def parts_of(results: Storage) -> Iterator[PartName]:
-    """The parts that hold the rows of a score table now, in order; raises DataError where there is none."""
-    ledger = finished_parts(results)
-    if not ledger.shards:
-        raise _no_table(results)
-    return iter(ledger)
-
-
 def read_results(results: Storage) -> pa.Table:
-    """All rows, in order of shard and record; raises DataError where there are none or one is damaged."""
-    return pa.concat_tables([SCORE_SCHEMA.empty_table(), *read_tables(results)])
+    """All rows, in order of shard and record; raises DataError where there is no table or a part is damaged."""
+    return read_table(results, SCORE_SCHEMA.names)
+
+
+def read_table(results: Storage, columns: Sequence[str]) -> pa.Table:
+    """Some columns of the same."""
+    return pa.concat_tables([_schema_of(columns).empty_table(), *read_tables(results, columns)])
 
 
 def read_tables(results: Storage, columns: Sequence[str] = tuple(SCORE_SCHEMA.names)) -> Iterator[pa.Table]:
@@ -190,7 +188,7 @@ def read_tables(results: Storage, columns: Sequence[str] = tuple(SCORE_SCHEMA.na
     Every record comes once, also while the table is being compacted.
     """
     for shard in shards_of(results):
-        yield from _read_shard(results, shard, columns)
+        yield from read_shard(results, shard, columns)
 
 
 def shards_of(results: Storage) -> list[str]:
@@ -205,7 +203,8 @@ def _no_table(results: Storage) -> DataError:
     return DataError(f"{results.uri} holds no score table. Run: cflow-ray score ... --output {results.uri}")
 
 
-def _read_shard(results: Storage, shard: str, columns: Sequence[str]) -> Iterator[pa.Table]:
+def read_shard(results: Storage, shard: str, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """The same of one shard."""
     known: set[str] = set()
 
     def list_from(record: int) -> Iterator[PartName]:
@@ -215,11 +214,12 @@ def _read_shard(results: Storage, shard: str, columns: Sequence[str]) -> Iterato
     # A listing of many pages can miss a large part, written after its page was, and the small ones, removed before
     # theirs were; the next listing has it.
     list_from(0)
-    record, parts, tries_left = 0, list_from(0), _TRIES
-    while (name := next(parts, None)) is not None:
+    record, parts, tries_left = 0, _read_ahead(results, list_from(0)), _TRIES
+    while (found := next(parts, None)) is not None:
+        name, content = found
         record = max(record, name.first)
         try:
-            with open_part(results, name) as file:
+            with open_part(results, name, content) as file:
                 for table in read_rows(file, columns, skip=record - name.first):
                     record += table.num_rows
                     yield table
@@ -228,7 +228,16 @@ def _read_shard(results: Storage, shard: str, columns: Sequence[str]) -> Iterato
             tries_left -= 1
             if not tries_left:
                 raise
-            parts = list_from(record)
+            parts = _read_ahead(results, list_from(record))
+
+
+def _read_ahead(results: Storage, parts: Iterable[PartName]) -> Iterator[tuple[PartName, bytes | None]]:
+    """Parts, those of one chunk with their content where they are still there; compacted ones are too large for that."""
+
+    def read(name: PartName) -> tuple[PartName, bytes | None]:
+        return name, results.read_if_there(name.path) if name.end is None else None
+
+    return computed_ahead(read, parts, REQUESTS)
 
 
 def read_columns(results: Storage, name: PartName, columns: Sequence[str]) -> pa.Table:

@@ -225,6 +225,13 @@ def test_all_differences_are_written(root: Storage) -> None:
     assert written.num_rows == len(EXPECTED)
 
 
+def test_a_job_that_has_begun_has_no_rows_yet(root: Storage) -> None:
+    whole = write(root.child("whole"), [scored("a.png", False, 0.1)])
+    root.child("begun").write("shard=s-1/.part-000000000.parquet.tmp", b"")
+    difference = diff(DiffConfig(a=whole, b=root.child("begun").uri))
+    assert difference.total["only_in_a"] == 1
+
+
 def test_a_folder_without_a_table_is_named(root: Storage) -> None:
     a = write(root.child("a"), A)
     with pytest.raises(DataError, match="nothing holds no score table"):

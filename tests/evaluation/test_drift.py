@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from cflow_ray.evaluation.comparison import Comparison, DayScores, reach_of
 from cflow_ray.evaluation.days import DayRows, Group, GroupRows
 from cflow_ray.evaluation.drift import CategoryDrift, DriftReport, drift, report_of
 from cflow_ray.model.scoring import Calibration
+from cflow_ray.store.compaction import compact
 from cflow_ray.store.registry import Registry
 from cflow_ray.store.results import PartName, write_part
 from cflow_ray.store.storage import Storage
@@ -234,7 +235,7 @@ def run(*arguments: str) -> Result:
 def test_tables_are_compared_with_the_calibration_in_the_registry_of_their_plan(line: Line) -> None:
     seen: list[tuple[int, int]] = []
     found = drift(line.config(line.night(9), line.night(10, 2.0)), lambda done, total: seen.append((done, total)))
-    assert seen == [(done, 6) for done in range(1, 7)]
+    assert seen == [(1, 2), (2, 2)]  # shards
     assert [day.day for day in found.days] == [date(2026, 11, 10), date(2026, 11, 11)]  # in UTC
     assert [day.verdict for day in found.days] == ["ok", "refit due"]
     assert [day.images for day in found.days] == [150, 150]
@@ -244,6 +245,29 @@ def test_tables_are_compared_with_the_calibration_in_the_registry_of_their_plan(
     assert comparison.promised == pytest.approx(15 / 151)
     assert found.refit_due == []
     assert found.categories[0].verdict == "watch"
+
+
+def test_a_table_that_is_compacted_meanwhile_is_read_whole(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    night = line.night(9)
+    expected = drift(line.config(night))
+    listed = Storage.walk
+
+    def then_compacted(self: Storage, start: str = "") -> Iterator[tuple[str, int]]:
+        yield from list(listed(self, start))
+        monkeypatch.setattr(Storage, "walk", listed)
+        compact(Storage(night), 10**9)
+
+    monkeypatch.setattr(Storage, "walk", then_compacted)
+    assert drift(line.config(night)) == expected
+
+
+def test_a_table_of_a_server_needs_the_registry_that_it_serves(line: Line) -> None:
+    night = line.night(9)
+    plan = json.loads(Storage(night).read("_plan.json")) | {"registry": "http://127.0.0.1:9"}
+    Storage(night).write("_plan.json", json.dumps(plan).encode())
+    with pytest.raises(ConfigError, match=r"scored by the server http://127\.0\.0\.1:9; give the --registry"):
+        drift(line.config(night))
+    assert drift(line.config(night, registry=line.registry.storage.uri)).days[0].verdict == "ok"
 
 
 def test_another_registry_and_target_can_be_given(line: Line) -> None:

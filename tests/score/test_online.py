@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +23,14 @@ from cflow_ray.config import AskConfig, ScoreConfig
 from cflow_ray.data.archives import write_shards
 from cflow_ray.data.images import decode_map
 from cflow_ray.errors import CheckpointError, ConfigError, ServingError
+from cflow_ray.score import job
 from cflow_ray.score.online import read_token, score_online
 from cflow_ray.score.plan import plan_job
 from cflow_ray.score.spans import pending
 from cflow_ray.score.stages import ReadSpan, ScoreChunk
+from cflow_ray.store.compaction import compact
 from cflow_ray.store.registry import Registry
-from cflow_ray.store.results import finished_parts, read_maps, read_results
+from cflow_ray.store.results import Ledger, finished_parts, read_maps, read_results
 from cflow_ray.store.storage import Storage
 from tests import serving
 from tests.client.scripted import ANSWER, Reply, problem, scripted_server
@@ -294,7 +298,53 @@ def test_the_command_writes_a_table_and_judges_its_errors(site: Site, inputs: Pa
     done = run(*arguments)
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["rows"] == len(rows_of(tmp_path / "out"))
-    assert run(*arguments, "--max-error-fraction", "0.1").exit_code == 1
+    too_many = run(*arguments, "--max-error-fraction", "0.1")
+    assert too_many.exit_code == 1
+    assert json.loads(too_many.stdout)["rows"] == len(rows_of(tmp_path / "out"))  # one object, as ever
+    assert "more than the share of 0.1" in too_many.stderr
+
+
+def test_an_archive_without_images_is_no_error(tmp_path: Path):
+    with tarfile.open(tmp_path / "empty.tar", "w"):
+        pass
+    with scripted_server(CATEGORIES) as server:
+        done = run(tmp_path / "empty.tar", "--url", server.url, "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout) == {"images": []}
+
+
+def test_an_image_file_whose_name_is_no_text_is_a_row(screws: Path, tmp_path: Path):
+    try:
+        Path(os.fsdecode(os.fsencode(screws) + b"/Pr\xfcfteil.png")).write_bytes(b"")
+    except OSError:
+        pytest.skip("this file system takes names in UTF-8 alone")
+    with scripted_server(CATEGORIES, *[Reply(body=ANSWER)] * 3) as server:
+        values = {"inputs": [str(screws)], "url": server.url, "output": str(tmp_path / "out")}
+        summary = score(AskConfig.model_validate(values))
+    assert summary.errors_by_kind == {"unsafe_name": 1}
+    assert {row["key"]: row["error_kind"] for row in rows_of(tmp_path / "out")}["Pr\\xfcfteil.png"] == "unsafe_name"
+    assert summary.rows == 4
+
+
+def test_a_job_that_goes_on_while_its_table_is_compacted_looks_again(
+    screws: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with scripted_server(CATEGORIES, *[Reply(body=ANSWER)] * 3) as server:
+        values = {"inputs": [str(screws)], "url": server.url, "output": str(tmp_path / "out"), "chunk_records": 1}
+        config = AskConfig.model_validate(values)
+        score(config)
+        output = Storage(str(tmp_path / "out"))
+        looks: list[Ledger] = []
+
+        def then_compacted(results: Storage) -> Ledger:
+            looks.append(finished_parts(results))
+            if len(looks) == 1:
+                compact(output, 10**9)
+            return looks[-1]
+
+        monkeypatch.setattr(job, "finished_parts", then_compacted)
+        assert score(config).rows == 3
+    assert len(looks) == 2
 
 
 def test_the_command_sends_the_token(screws: Path):

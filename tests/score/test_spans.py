@@ -8,7 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cflow_ray.score.plan import Plan, PlannedShard, Span, write_length
+from cflow_ray.data.archives import Record
+from cflow_ray.errors import RecordError, StorageError
+from cflow_ray.score import reading
+from cflow_ray.score.plan import Plan, PlannedShard, Span, read_length, write_length
+from cflow_ray.score.reading import read_chunks
 from cflow_ray.score.spans import pending
 from cflow_ray.store.results import Ledger, PartName
 from cflow_ray.store.storage import Storage
@@ -78,21 +82,44 @@ def test_a_streamed_shard_whose_length_is_known_is_read_once_for_what_is_left(ou
     assert pending(plan_of(None), ledger_of(("s-0", 0)), frozenset(), output).shards == ()
 
 
-def test_compacted_chunks_are_done(output: Storage) -> None:
-    ledger = Ledger([PartName("s-0", 0, 30).path, PartName("s-1", 10, 25).path])
-    rest = pending(plan_of(None, 25), ledger, frozenset(), output)
-    assert rest.shards == (Span("s-0", (0, 10, 20), to_end=True), Span("s-1", (0,)))
-    assert (rest.chunks, rest.done) == (3 + 3, 3 + 2)
+def test_a_streamed_shard_that_is_read_again_where_the_store_broke_it_off_is_read_to_its_end(output: Storage) -> None:
+    """What it gave before tells of no end."""
+    write_length(output, "s-0", 16)
+    rest = pending(plan_of(None), ledger_of(("s-0", 0), ("s-0", 10)), {PartName("s-0", 10)}, output)
+    assert rest.shards == (Span("s-0", (0,), to_end=True),)
+    assert (rest.chunks, rest.done) == (2, 1)
 
 
-def test_parts_to_be_made_again_are_due(output: Storage) -> None:
-    again = frozenset({PartName("s-0", 10), PartName("s-1", 0)})
-    ledger = ledger_of(("s-0", 0), ("s-0", 10), ("s-1", 0), ("s-1", 10), ("s-1", 20))
-    rest = pending(plan_of(None, 25), ledger, again, output)
-    assert rest.shards == (Span("s-0", (0,), to_end=True), Span("s-1", (0,)))
-    assert (rest.chunks, rest.done) == (2 + 3, 1 + 2)
+LOST = Record("", StorageError("the store is away"))
+DAMAGED = Record("", RecordError("cut off", "damaged_archive"))
 
 
-def test_a_span_travels_as_text() -> None:
-    for span in (Span("s", (0, 64)), Span("ü", (), to_end=True)):
-        assert Span.from_json(span.to_json()) == span
+@pytest.mark.parametrize(
+    "case",
+    [
+        (None, (), 25, [], [0, 10, 20], 25),
+        (None, (), 15, [LOST], [0, 10], 16),
+        (None, (), 15, [DAMAGED], [0, 10], 16),
+        (None, (0, 10), 15, [LOST], [], None),  # within what a run before has read: no row would say that there is more
+        (None, (0, 10), 15, [DAMAGED], [], 16),
+        (16, (0,), 45, [], [10, 20, 30, 40], 45),
+        (16, (0,), 12, [LOST], [10], 16),
+        (45, (0, 20, 30, 40), 12, [LOST], [10], 45),
+    ],
+)
+def test_the_length_of_a_streamed_shard_is_what_its_rows_tell_of(
+    case: tuple[int | None, tuple[int, ...], int, list[Record], list[int], int | None],
+    output: Storage,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Known length, chunks done, records of the stream and how it ends; chunks given and length noted."""
+    known, done, records, last, given, length = case
+    stream = [Record(str(number), b"") for number in range(records)] + last
+    monkeypatch.setattr(reading, "stream_records", lambda *_: iter(stream))
+    if known is not None:
+        write_length(output, "s-0", known)
+    chunks = read_chunks(Span("s-0", done, to_end=True), plan_of(None), output)
+    found = {first: len(list(chunk)) for first, chunk in chunks}
+    assert list(found) == given
+    assert all(count == min(CHUNK, len(stream) - first) for first, count in found.items())
+    assert read_length(output, "s-0") == length

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -47,6 +48,7 @@ class Watched(Storage):
     def __init__(self, storage: Storage, before: Callable[[int], None]) -> None:
         super().__init__(storage.uri, storage.options)
         self._before, self._calls = before, 0
+        self._one_by_one = threading.Lock()  # readers read ahead in threads
 
     def walk(self, start: str = "") -> Iterator[tuple[str, int]]:
         self._call_number()
@@ -55,6 +57,10 @@ class Watched(Storage):
     def read(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
         self._call_number()
         return super().read(path, start, end)
+
+    def read_if_there(self, path: str) -> bytes | None:
+        self._call_number()
+        return super().read_if_there(path)
 
     def open(self, path: str) -> IO[bytes]:
         self._call_number()
@@ -69,8 +75,9 @@ class Watched(Storage):
         super().remove(path)
 
     def _call_number(self) -> None:
-        self._before(self._calls)
-        self._calls += 1
+        with self._one_by_one:
+            self._before(self._calls)
+            self._calls += 1
 
 
 def killed_at(number: int) -> Callable[[int], None]:

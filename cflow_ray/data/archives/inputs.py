@@ -18,6 +18,7 @@ from cflow_ray.config import ReadConfig
 from cflow_ray.data.archives.images import grouped_images
 from cflow_ray.data.archives.index import Member, ShardIndex
 from cflow_ray.data.archives.parquet import byte_columns, image_column
+from cflow_ray.data.archives.records import problem_of_name, safe_key
 from cflow_ray.data.archives.shards import Shard, archive_kind
 from cflow_ray.data.images import is_image_name
 from cflow_ray.errors import DataError
@@ -98,7 +99,7 @@ def _of_file(parent: Storage, name: str, how: ReadConfig) -> Found:
     elif kind is not None:
         yield Shard(parent.join(name), kind)
     elif is_image_name(name):
-        yield parent.uri, Member(name, size=parent.size(name))
+        yield parent.uri, _image(name, parent.size(name))
     elif name.lower().endswith(_MANIFESTS):
         yield from _of_manifest(parent, _rows_of_text(parent, name), name)
     else:
@@ -114,7 +115,11 @@ def _of_files(storage: Storage, files: Mapping[str, int], how: ReadConfig) -> Fo
         elif kind is not None:
             yield Shard(storage.join(path), kind)
         elif is_image_name(path):
-            yield storage.uri, Member(path, size=size)
+            yield storage.uri, _image(path, size)
+
+
+def _image(path: str, size: int) -> Member:
+    return Member(safe_key(path), size=size, problem=problem_of_name(path))
 
 
 def _has_images(storage: Storage, path: str, how: ReadConfig) -> bool:
