@@ -13,6 +13,7 @@ from cflow_ray import __version__
 from cflow_ray.answers import CategoryAnswer, CategoryDetailAnswer, HealthAnswer, ItemAnswer, ScoreAnswer
 from cflow_ray.client import calls
 from cflow_ray.client.calls import Call, Upload
+from cflow_ray.client.exchange import exchange, exchange_on_loop
 from cflow_ray.client.tries import Deadline, retry_settings, unreachable
 from cflow_ray.errors import ConfigError
 
@@ -95,7 +96,8 @@ class Client:
         deadline = Deadline(self.deadline)
 
         def once() -> Result:
-            return call.read(self._http.request(call.method, call.path, **_arguments(call, deadline)))
+            request = self._http.build_request(call.method, call.path, **_arguments(call, deadline))
+            return call.read(exchange(self._http, request, deadline))
 
         try:
             return tenacity.Retrying(**retry_settings(call, deadline))(once)
@@ -169,7 +171,8 @@ class AsyncClient:
         deadline = Deadline(self.deadline)
 
         async def once() -> Result:
-            return call.read(await self._http.request(call.method, call.path, **_arguments(call, deadline)))
+            request = self._http.build_request(call.method, call.path, **_arguments(call, deadline))
+            return call.read(await exchange_on_loop(self._http, request, deadline))
 
         try:
             return await tenacity.AsyncRetrying(**retry_settings(call, deadline))(once)

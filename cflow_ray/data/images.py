@@ -74,7 +74,7 @@ def prepare(content: bytes, config: InputConfig, max_pixels: int = MAX_PIXELS) -
     """
     image = decode(content, max_pixels)
     frame = centre_frame(image.width, image.height, config.crop)
-    height, width = _target(frame, config)
+    height, width = _target(frame, config, max(max_pixels, MAX_PIXELS))
     left, top, right, bottom = frame[0], frame[1], frame[0] + frame[2], frame[1] + frame[3]
     resized = image.resize((width, height), _FILTERS[config.resampling], box=(left, top, right, bottom))
     pixels_3HW = np.asarray(resized).transpose(2, 0, 1).copy()  # contiguous, and writable, which torch wants
@@ -92,15 +92,15 @@ def centre_window(share: float) -> Window:
     return (1 - share) / 2, (1 - share) / 2, (1 + share) / 2, (1 + share) / 2
 
 
-def _target(frame: Frame, config: InputConfig) -> tuple[int, int]:
-    """Height and width to which a frame is resized."""
+def _target(frame: Frame, config: InputConfig, most: int) -> tuple[int, int]:
+    """Height and width to which a frame is resized, `most` pixels unless it is the input's size."""
     if config.tiling is None:
         return config.size
     scaled = (max(1, round(frame[3] * config.tiling.scale)), max(1, round(frame[2] * config.tiling.scale)))
     height, width = (max(side, tile) for side, tile in zip(scaled, config.size, strict=True))
-    if height * width > MAX_PIXELS:
+    if height * width > most:
         scaled_to = f"{width} x {height} pixels once scaled by {config.tiling.scale:g}"
-        raise ImageError(f"{scaled_to}; at most {MAX_PIXELS}", "too_large")
+        raise ImageError(f"{scaled_to}; at most {most}", "too_large")
     return height, width
 
 
@@ -204,6 +204,7 @@ def _opened(content: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Imag
     """An image of a known format and allowed size; what Pillow raises on damaged or hostile bytes is an ImageError."""
     if not content:
         raise ImageError("empty file", "empty_file")
+    _let_pillow_open(max_pixels)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -214,7 +215,21 @@ def _opened(content: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Imag
                 yield image
     except ImageError:
         raise
+    except Image.DecompressionBombError as error:  # above twice Pillow's limit, of which `_let_pillow_open` made sure
+        raise ImageError(
+            f"more than {max_pixels} pixels; at most that many are decoded (max_pixels)", "too_large"
+        ) from error
     except UnidentifiedImageError as error:
         raise ImageError(f"no image of a known format ({', '.join(FORMATS)})", "no_image") from error
     except Exception as error:  # Pillow's decoders raise almost anything: OSError, SyntaxError, struct.error, ...
         raise ImageError(f"damaged image: {' '.join(str(error).split()) or type(error).__name__}") from error
+
+
+def _let_pillow_open(max_pixels: int) -> None:
+    """Raise Pillow's own limit to `max_pixels` where that is larger, so that it never refuses what may be decoded.
+
+    Pillow's is one for the whole process and is looked at while it decodes, too. So it is left alone until a larger one is
+    asked for, and never taken back: other threads may be decoding.
+    """
+    if Image.MAX_IMAGE_PIXELS is not None and Image.MAX_IMAGE_PIXELS < max_pixels:
+        Image.MAX_IMAGE_PIXELS = max_pixels

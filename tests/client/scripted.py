@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import socket
 import struct
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
-from typing import Any
+from typing import Any, BinaryIO, Literal
 
 ANSWER = {
     "category": "screw",
@@ -43,11 +45,12 @@ def problem(status: int, kind: str, detail: str = "so it is", **more: Any) -> di
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer of the script; one without status hangs up."""
+    """An answer of the script; one without status hangs up. What is `slow` goes piece by piece, in seconds by the dozen."""
 
     status: int | None = 200
     body: Any = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    slow: Literal["request", "head", "body"] | None = None
 
     @property
     def content(self) -> bytes:
@@ -55,6 +58,23 @@ class Reply:
 
 
 HANG_UP = Reply(status=None)
+_PAUSE = 0.05  # seconds between the pieces of what is slow
+_PIECE = 65536  # bytes of a slow request
+
+
+class _Trickle(io.BytesIO):
+    """Passes every byte on alone, with a pause after it."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        super().__init__()
+        self._stream = stream
+
+    def write(self, content: Any) -> int:
+        for byte in bytes(content):
+            self._stream.write(bytes([byte]))
+            self._stream.flush()
+            time.sleep(_PAUSE)
+        return len(content)
 
 
 @dataclass(frozen=True)
@@ -84,18 +104,35 @@ def scripted_server(*replies: Reply) -> Iterator[ScriptedServer]:
         protocol_version = "HTTP/1.1"
 
         def handle_any(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            server.asked.append(Asked(self.command, self.path, dict(self.headers), body))
             reply = server.replies.pop(0) if server.replies else Reply(418, problem(418, "asked-too-often"))
+            server.asked.append(Asked(self.command, self.path, dict(self.headers), self.read_body(reply)))
             if reply.status is None:
                 hard = struct.pack("ii", 1, 0)
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, hard)
                 self.close_connection = True
                 return
-            self.send_response(reply.status)
+            with suppress(ConnectionError):  # of a client that did not wait
+                self.answer(reply, reply.status)
+
+        def read_body(self, reply: Reply) -> bytes:
+            length = int(self.headers.get("Content-Length", 0))
+            if reply.slow != "request":
+                return self.rfile.read(length)
+            pieces = []
+            for start in range(0, length, _PIECE):
+                time.sleep(_PAUSE)
+                pieces.append(self.rfile.read(min(_PIECE, length - start)))
+            return b"".join(pieces)
+
+        def answer(self, reply: Reply, status: int) -> None:
+            if reply.slow == "head":
+                self.wfile = _Trickle(self.wfile)
+            self.send_response(status)
             for name, value in {"Content-Length": str(len(reply.content)), **reply.headers}.items():
                 self.send_header(name, value)
             self.end_headers()
+            if reply.slow == "body":
+                self.wfile = _Trickle(self.wfile)
             self.wfile.write(reply.content)
 
         do_GET = do_POST = handle_any

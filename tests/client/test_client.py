@@ -6,6 +6,8 @@ import asyncio
 import pickle
 import subprocess
 import sys
+import threading
+import time
 from base64 import b64encode
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
@@ -27,6 +29,20 @@ from tests.stores import free_port
 
 PNG = b"\x89PNG not really"
 BUSY = Reply(503, problem(503, "overloaded"), {"Retry-After": "0"})
+LARGE = bytes(32 * 2**20)  # more than the buffers of a connection hold
+
+
+def ask_here(url: str, deadline: float) -> None:
+    with Client(url, deadline=deadline) as client:
+        client.score("screw", LARGE)
+
+
+def ask_on_a_loop(url: str, deadline: float) -> None:
+    async def ask() -> None:
+        async with AsyncClient(url, deadline=deadline) as client:
+            await client.score("screw", LARGE)
+
+    asyncio.run(ask())
 
 
 def test_importing_the_client_imports_neither_torch_nor_ray():
@@ -144,6 +160,38 @@ def test_a_wait_that_would_pass_the_deadline_is_not_begun():
         client.score("screw", b"image")
     assert len(server.asked) == 1
     assert caught.value.retry_after == 3600
+
+
+@pytest.mark.parametrize("slow", ["request", "head", "body"])
+@pytest.mark.parametrize("ask", [ask_here, ask_on_a_loop])
+def test_the_deadline_holds_for_a_try_whose_bytes_trickle(ask: Callable[[str, float], None], slow: Any):
+    """Each of its reads and writes is done in time, so that httpx's own timeouts are never reached."""
+    with scripted_server(Reply(body=ANSWER, slow=slow)) as server:
+        start = time.monotonic()
+        with pytest.raises(UnreachableError, match=r"in \d\.\d s of 0\.5: timed out.*longer deadline") as caught:
+            ask(server.url, 0.5)
+        assert 0.5 <= time.monotonic() - start < 5
+    assert isinstance(caught.value.__cause__, httpx.ReadTimeout)
+
+
+@pytest.mark.parametrize("slow", ["request", "head", "body"])
+def test_a_late_try_does_not_outlive_its_client(slow: Any):
+    with scripted_server(Reply(body=ANSWER, slow=slow)) as server, pytest.raises(UnreachableError):
+        ask_here(server.url, 0.3)
+    until = time.monotonic() + 10
+    while any(thread.name == "cflow-ray-exchange" for thread in threading.enumerate()):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def test_after_a_late_call_the_next_one_is_answered():
+    with (
+        scripted_server(Reply(body=ANSWER, slow="body"), Reply(body=ANSWER)) as server,
+        Client(server.url, deadline=0.5) as client,
+    ):
+        with pytest.raises(UnreachableError):
+            client.score("screw", b"image")
+        assert client.score("screw", b"image").score == 0.75
 
 
 def test_a_server_that_is_not_there_is_told_with_what_to_do():

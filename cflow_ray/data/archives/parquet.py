@@ -21,15 +21,13 @@ _ROWS_OF_A_BATCH = 16
 
 
 def read_parquet_index(storage: Storage, name: str, how: ReadConfig) -> ShardIndex:
-    """The records of a Parquet file, for which its column of keys alone is read."""
+    """The records of a Parquet file, for which its column of keys alone is read; a row without one is numbered."""
     try:
         with _opened(storage, name) as file:
             image = image_column(file.schema_arrow, storage.join(name), how)
             key = _key_column(file.schema_arrow, image, how)
-            if key is None:
-                keys = [f"{row:09d}" for row in range(file.metadata.num_rows)]
-            else:
-                keys = [str(value) for value in _column(file, key)]
+            values = [None] * file.metadata.num_rows if key is None else _column(file, key)
+            keys = [f"{row:09d}" if value is None else str(value) for row, value in enumerate(values)]
     except (pa.ArrowException, OSError) as error:
         return ShardIndex((), f"damaged parquet: {' '.join(str(error).split())}")
     return ShardIndex.of([Member(key, row, problem=problem_of_name(key)) for row, key in enumerate(keys)])
@@ -77,7 +75,11 @@ def _holds_bytes(kind: pa.DataType) -> bool:
     """Bytes, or a structure with `bytes` in it as Hugging Face's data sets have."""
     if pa.types.is_struct(kind):
         return kind.get_field_index("bytes") >= 0 and _holds_bytes(kind.field("bytes").type)
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+
+
+def _holds_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
 def _key_column(schema: pa.Schema, image: str, how: ReadConfig) -> str | None:
@@ -85,7 +87,7 @@ def _key_column(schema: pa.Schema, image: str, how: ReadConfig) -> str | None:
         if how.key_column not in schema.names:
             raise DataError(f"no key column {how.key_column!r}; there are {', '.join(schema.names)}.")
         return how.key_column
-    known = (name for name in _KEY_COLUMNS if name in schema.names and pa.types.is_string(schema.field(name).type))
+    known = (name for name in _KEY_COLUMNS if name in schema.names and _holds_text(schema.field(name).type))
     return next(known, f"{image}.path" if _has_path(schema.field(image).type) else None)
 
 

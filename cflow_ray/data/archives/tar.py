@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import io
-import json
-import posixpath
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,12 +12,11 @@ from cflow_ray.config import ReadConfig
 from cflow_ray.data.archives.extents import fetch_members
 from cflow_ray.data.archives.index import INDEX_SUFFIX, Extent, Member, ShardIndex
 from cflow_ray.data.archives.records import Record, problem_of_name, safe_key, too_large
-from cflow_ray.data.images import is_image_name
-from cflow_ray.errors import CflowRayError, RecordError, StorageError
+from cflow_ray.data.archives.side_cars import fields_of_sides, name_of, owners_of, sides_of_names
+from cflow_ray.data.archives.tar_headers import DAMAGE, headers, open_tar
+from cflow_ray.errors import RecordError, StorageError
 from cflow_ray.store.storage import Storage
 
-SIDE_CARS = ("json", "cls", "txt")
-"""Extensions of WebDataset's files that say something of the image of the same name."""
 _BLOCK = tarfile.BLOCKSIZE
 
 
@@ -61,51 +58,11 @@ def member_of_header(info: tarfile.TarInfo) -> Member | None:
 
 def with_sides(members: Sequence[Member]) -> list[Member]:
     """The members that are records, each with its side-cars; a side-car without its image is a record."""
-    images = {stem_of(member.key) for member in members if is_image_name(member.key)}
-    sides: dict[str, dict[str, Extent]] = {}
-    records = []
-    for member in members:
-        stem, side = stem_of(member.key), side_of(member.key)
-        if side is not None and stem in images and member.problem is None:
-            sides.setdefault(stem, {})[side] = member.extent
-        else:
-            records.append(member)
-    return [replace(member, sides=sides.get(stem_of(member.key), {})) for member in records]
-
-
-def stem_of(key: str) -> str:
-    """What the files of one WebDataset sample share: the path up to the first dot of the name."""
-    folder, name = posixpath.split(key)
-    return posixpath.join(folder, name.partition(".")[0])
-
-
-def side_of(key: str) -> str | None:
-    """The kind of side-car that a member is by its name."""
-    ending = key.rpartition(".")[2].lower()
-    return ending if ending in SIDE_CARS else None
-
-
-def fields_of_sides(sides: Mapping[str, bytes | CflowRayError]) -> dict[str, Any]:
-    """What side-cars say: the entries of a JSON object, and the text of the others under their extension."""
-    fields: dict[str, Any] = {}
-    for side, content in sides.items():
-        if isinstance(content, CflowRayError):
-            continue
-        text = content.decode("utf-8", "replace").strip()
-        try:
-            values = json.loads(text) if side == "json" else {side: text}
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(values, dict):
-            fields |= values
-    return fields
-
-
-def headers(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The headers of a tar in order, none of which is kept."""
-    while (info := tar.next()) is not None:
-        yield info
-        tar.members = []  # type: ignore[attr-defined]  # not public, but there is no other way to drop them
+    owners = owners_of(members)
+    places = sides_of_names(members, owners)
+    sides = {name: {side: members[n].extent for side, n in kinds.items()} for name, kinds in places.items()}
+    records = (member for member, owner in zip(members, owners, strict=True) if owner is None)
+    return [replace(member, sides=sides.get(name_of(member.key), {})) for member in records]
 
 
 def index_from_headers(file: Any, uri: str) -> ShardIndex:
@@ -114,7 +71,7 @@ def index_from_headers(file: Any, uri: str) -> ShardIndex:
     try:
         end = file.seek(0, io.SEEK_END)
         file.seek(0)
-        with tarfile.open(fileobj=file, mode="r:") as tar:
+        with open_tar(file) as tar:
             for info in headers(tar):
                 if tar.offset <= info.offset:
                     raise tarfile.ReadError(f"nonsensical size of {safe_key(info.name)}")
@@ -125,7 +82,7 @@ def index_from_headers(file: Any, uri: str) -> ShardIndex:
             damage = damage_at(file, tar.offset)
     except OSError as error:
         raise StorageError(f"cannot read the headers of {uri}: {error}. Try again.") from error
-    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
+    except DAMAGE as error:
         damage = damaged(error)
     return ShardIndex.of(with_sides(members), damage)
 

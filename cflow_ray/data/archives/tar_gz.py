@@ -8,26 +8,21 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import cast
 
 from cflow_ray.config import ReadConfig
 from cflow_ray.data.archives.index import Member
 from cflow_ray.data.archives.records import Record, too_large
-from cflow_ray.data.archives.tar import (
-    damage_at,
-    damaged,
-    fields_of_sides,
-    headers,
-    member_of_header,
-    side_of,
-    stem_of,
-)
+from cflow_ray.data.archives.side_cars import fields_of_sides, name_of, owners_of, sample_of, sides_of_names
+from cflow_ray.data.archives.tar import damage_at, damaged, member_of_header
+from cflow_ray.data.archives.tar_headers import DAMAGE, headers, open_tar
 from cflow_ray.data.images import is_image_name
 from cflow_ray.errors import CflowRayError, RecordError, StorageError
 from cflow_ray.store.storage import Storage
 
 _BUFFER = 2**20
-_LONGEST_RUN = 16  # members of one stem that are kept for their side-cars
+_MOST_HELD = 16  # members of one sample that are kept for their side-cars
 
 
 def stream_tar_gz(storage: Storage, name: str, how: ReadConfig) -> Iterator[Record]:
@@ -36,12 +31,13 @@ def stream_tar_gz(storage: Storage, name: str, how: ReadConfig) -> Iterator[Reco
     Side-cars must stand beside their image, as WebDataset writes them. Unpacked bytes of members above the limit are
     passed over without being kept.
     """
-    seen: set[str] = set()
+    seen: set[bytes] = set()  # digests: a key may be a thousand times as long as the bytes that unpack to it
     for record in _with_sides(_members(storage, name, how)):
-        if record.key in seen and record.key:
+        digest = blake2b(record.key.encode(), digest_size=16).digest()
+        if digest in seen and record.key:
             yield Record(record.key, RecordError("a record before has the same key", "duplicate_key"), record.fields)
         else:
-            seen.add(record.key)
+            seen.add(digest)
             yield record
 
 
@@ -58,7 +54,7 @@ def _members(storage: Storage, name: str, how: ReadConfig) -> Iterator[_Item]:
         with storage.open(name) as file:
             # Forward only, but for the last block: a buffer above the longest step back spares beginning anew.
             unpacked = io.BufferedReader(cast(io.RawIOBase, gzip.GzipFile(fileobj=file)), _BUFFER)
-            with tarfile.open(fileobj=unpacked, mode="r:") as tar:
+            with open_tar(unpacked) as tar:
                 for info in headers(tar):
                     if member := member_of_header(info):
                         yield _Item(member, _content(tar, info, member, how))
@@ -67,7 +63,7 @@ def _members(storage: Storage, name: str, how: ReadConfig) -> Iterator[_Item]:
             yield _Item(Member(""), RecordError(damage, "damaged_archive"))
     except StorageError as error:
         yield _Item(Member(""), error)
-    except (tarfile.TarError, zlib.error, gzip.BadGzipFile, EOFError, ValueError, OverflowError) as error:
+    except (*DAMAGE, zlib.error, gzip.BadGzipFile) as error:
         yield _Item(Member(""), RecordError(damaged(error), "damaged_archive"))
     except OSError as error:
         yield _Item(Member(""), StorageError(f"{storage.join(name)} cannot be read on: {error}"))
@@ -84,24 +80,45 @@ def _content(tar: tarfile.TarFile, info: tarfile.TarInfo, member: Member, how: R
 
 
 def _with_sides(items: Iterator[_Item]) -> Iterator[Record]:
-    """Runs of members with one stem: the images among them are records with the side-cars' fields."""
-    run: list[_Item] = []
+    """Records with the fields of their side-cars, of one WebDataset sample after the other.
+
+    No sample is kept whole, as its members may be all of the archive's (`cam1.000.png`, `cam1.001.png`, ...): each record
+    has the side-cars that `_MOST_HELD` members about it hold.
+    """
+    held: list[_Item] = []
+    some_left = False  # images of the sample, so that none of those held is its only one
     for item in items:
-        if run and (len(run) == _LONGEST_RUN or stem_of(item.member.key) != stem_of(run[0].member.key)):
-            yield from _records_of(run)
-            run = []
-        run.append(item)
-    yield from _records_of(run)
+        if held and sample_of(item.member.key) != sample_of(held[0].member.key):
+            yield from _records_of(held, some_left)
+            held, some_left = [], False
+        held.append(item)
+        if len(held) > _MOST_HELD:
+            record, held = _first_out(held, some_left)
+            some_left = some_left or is_image_name(record.key)
+            yield record
+    yield from _records_of(held, some_left)
 
 
-def _records_of(run: list[_Item]) -> Iterator[Record]:
-    has_image = any(is_image_name(item.member.key) for item in run)
-    sides = {
-        side: item.content
-        for item in run
-        if has_image and item.member.problem is None and (side := side_of(item.member.key)) is not None
-    }
-    fields = fields_of_sides(sides)
-    for item in run:
-        if not has_image or item.member.problem is not None or side_of(item.member.key) is None:
-            yield Record(item.member.key, item.content, fields)
+def _first_out(held: list[_Item], some_left: bool) -> tuple[Record, list[_Item]]:
+    """The first record of those held, and what is held without it and the side-cars that speak of nothing else."""
+    owners = _owners_of(held, some_left)
+    first = owners.index(None)  # there is one: a side-car has an owner only where its image is held
+    record = next(_records_of(held, some_left))
+    rest = [(item, owner) for number, (item, owner) in enumerate(zip(held, owners, strict=True)) if number != first]
+    names = {name_of(item.member.key) for item, owner in rest if owner is None and is_image_name(item.member.key)}
+    return record, [item for item, owner in rest if owner is None or owner in names]
+
+
+def _records_of(held: list[_Item], some_left: bool) -> Iterator[Record]:
+    owners = _owners_of(held, some_left)
+    places = sides_of_names([item.member for item in held], owners)
+    for item, owner in zip(held, owners, strict=True):
+        if owner is None:
+            sides = places.get(name_of(item.member.key), {})
+            yield Record(
+                item.member.key, item.content, fields_of_sides({side: held[n].content for side, n in sides.items()})
+            )
+
+
+def _owners_of(held: list[_Item], some_left: bool) -> list[str | None]:
+    return owners_of([item.member for item in held], other_images=some_left)
