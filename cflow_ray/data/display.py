@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from rich.markup import escape
 from rich.table import Table
 
 from cflow_ray.data.findings import HURTS_A_FIT, LABELS, CheckReport, Finding, Kind
@@ -43,7 +42,7 @@ def figures_table(report: CheckReport) -> Table:
         modes = ", ".join(
             f"{mode} {count}" if len(figures.modes) > 1 else mode for mode, count in figures.modes.most_common()
         )
-        table.add_row(escape(name), *counts, str(figures.masks), str(len(figures.sizes)), *sides, modes or "-")
+        table.add_row(name, *counts, str(figures.masks), str(len(figures.sizes)), *sides, modes or "-")
     return table
 
 
@@ -54,7 +53,7 @@ def findings_table(report: CheckReport) -> Table:
     table.add_column("Which", overflow="fold")
     for kind, found in report.by_kind.items():
         hurts = "yes" if kind in HURTS_A_FIT else "no"
-        table.add_row(_TITLES[kind], hurts, str(len(found)), escape(_examples(found)))
+        table.add_row(_TITLES[kind], hurts, str(len(found)), _examples(found))
     return table
 
 

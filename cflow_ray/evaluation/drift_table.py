@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.markup import escape
 from rich.table import Table
 
 from cflow_ray.evaluation.drift import DayDrift, DriftReport
@@ -17,12 +16,12 @@ def drift_tables(report: DriftReport) -> list[Table]:
     days = Table(*by_group, "Images", "Errors", *figures, "Verdict")
     reasons, verdicts = Table(*by_group, "Why"), Table("Category", "Version", "Verdict", "Why")
     for day in report.days:
-        group = (escape(day.category), escape(day.version), day.day.isoformat())
+        group = (day.category, day.version, day.day.isoformat())
         days.add_row(*group, str(day.images), str(day.errors), *_figures(day), day.verdict)
         if day.verdict != "ok":
-            reasons.add_row(*group, escape(f"{day.verdict}: {day.reason}"))
+            reasons.add_row(*group, f"{day.verdict}: {day.reason}")
     for one in report.categories:
-        verdicts.add_row(escape(one.category), escape(one.version), one.verdict, escape(one.reason))
+        verdicts.add_row(one.category, one.version, one.verdict, one.reason)
     return [days, *([reasons] if reasons.row_count else []), verdicts]
 
 

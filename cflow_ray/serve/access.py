@@ -84,6 +84,10 @@ class Caller:
     role: Role
 
 
+NOBODY = Caller("-", "score")
+"""Who sent a request that names no token, or none that is let in."""
+
+
 class Access:
     """The tokens that are let in now. `refresh` reads the file again; a damaged one changes nothing and is told.
 
@@ -124,7 +128,7 @@ class Access:
         """Who sends this bearer token from this address; a Problem where that is nobody, or somebody too often."""
         if not self._asked_for:
             if is_loopback(client):
-                return Caller("-", "score")
+                return NOBODY
             raise ProblemError(
                 "unauthorized", "no tokens are set up here, so only this machine's own clients are answered"
             )

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends, FastAPI, Response
 
 from cflow_ray import __version__
 from cflow_ray.answers import HealthAnswer
-from cflow_ray.serve.callers import role_needed
+from cflow_ray.serve.callers import known_caller
 from cflow_ray.serve.category_routes import category_routes
 from cflow_ray.serve.envelope import Envelope
 from cflow_ray.serve.metrics import CONTENT_TYPE
@@ -30,7 +30,7 @@ def build_api(service: ScoringService, tells_id: bool = True) -> FastAPI:
     )
     answer_problems(api)
     api.add_middleware(Envelope, metrics=service.metrics, tells_id=tells_id)
-    known = [Depends(role_needed(service.access, "score"))]
+    known = [Depends(known_caller(service.access))]
     for router in (scoring_routes(service), category_routes(service), _metrics_route(service)):
         api.include_router(router, dependencies=known, responses=RESPONSES)
     api.include_router(_health_routes(service))

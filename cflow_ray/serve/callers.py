@@ -10,7 +10,7 @@ from typing import Annotated
 from fastapi import Depends, Header, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from cflow_ray.serve.access import Access, Role
+from cflow_ray.serve.access import Access
 from cflow_ray.serve.problems import ProblemError
 
 _bearer = HTTPBearer(auto_error=False, description="A token of `cflow-ray token`; none on the server's own machine.")
@@ -21,19 +21,25 @@ DeadlineMs = Annotated[
 ]
 
 
-def role_needed(access: Access, role: Role) -> Callable[..., Awaitable[None]]:
-    """A dependency that lets in who has a role, and a Problem for anybody else."""
+def known_caller(access: Access) -> Callable[..., Awaitable[None]]:
+    """A dependency that lets in who may score, and a Problem for anybody else.
+
+    It leaves the caller in the request's state and takes a turn of its token, so a request has it once.
+    """
 
     async def let_in(
         request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
     ) -> None:
         client = request.client.host if request.client else None
-        caller = access.caller(credentials.credentials if credentials else None, client)
-        request.state.caller = caller.name
-        if role == "admin" and caller.role != "admin":
-            raise ProblemError("forbidden", "this token may not move pointers; use an administrator's (role admin)")
+        request.state.caller = access.caller(credentials.credentials if credentials else None, client)
 
     return let_in
+
+
+async def administrator(request: Request) -> None:
+    """A dependency after `known_caller` that lets in the role `admin`, and a Problem for anybody else."""
+    if request.state.caller.role != "admin":
+        raise ProblemError("forbidden", "this token may not move pointers; use an administrator's (role admin)")
 
 
 @asynccontextmanager

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from cflow_ray.answers import CategoryAnswer, CategoryDetailAnswer, PromotedAnswer, PromoteRequest
 from cflow_ray.errors import CheckpointError
-from cflow_ray.serve.callers import role_needed
+from cflow_ray.serve.callers import administrator
 from cflow_ray.serve.checkpoints import ServedCheckpoint
 from cflow_ray.serve.problems import ProblemError
 from cflow_ray.serve.service import ScoringService
@@ -24,7 +24,7 @@ _RATES = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1)
 def category_routes(service: ScoringService) -> APIRouter:
     """The routes over a service."""
     router = APIRouter(prefix="/v1/categories", tags=["categories"])
-    admin = [Depends(role_needed(service.access, "admin"))]
+    admin = [Depends(administrator)]
 
     @router.get("")
     async def categories() -> list[CategoryAnswer]:

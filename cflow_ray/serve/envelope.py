@@ -12,6 +12,7 @@ import uuid
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cflow_ray.serve.access import NOBODY
 from cflow_ray.serve.metrics import Metrics
 from cflow_ray.serve.problems import ProblemError
 
@@ -42,7 +43,7 @@ class Envelope:
         given = Headers(scope=scope).get(REQUEST_ID, "")
         request_id = given if _ID.fullmatch(given) else uuid.uuid4().hex
         state = scope.setdefault("state", {})
-        state |= {"request_id": request_id, "arrived": asyncio.get_running_loop().time(), "caller": "-"}
+        state |= {"request_id": request_id, "arrived": asyncio.get_running_loop().time(), "caller": NOBODY}
         start, status = time.perf_counter(), _CLIENT_GONE
         answered = False
 
@@ -75,7 +76,7 @@ class Envelope:
             self._metrics.problems.labels(state["problem"]).inc()
         line = {
             "request_id": state["request_id"],
-            "token": state["caller"],
+            "token": state["caller"].name,
             "method": scope["method"],
             "path": scope["path"],
             "status": status,

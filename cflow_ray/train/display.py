@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from rich.markup import escape
 from rich.table import Table
 
 from cflow_ray.data.samples import TEST, TRAIN
@@ -46,7 +45,7 @@ def outcome_table(outcomes: Sequence[Outcome]) -> Table:
         remarks = outcome.error or "\n".join(outcome.notes)
         cost = (f"{outcome.seconds:.0f}", _number(outcome.peak_mb, 0), _number(outcome.nll, 3))
         best = "yes" if outcome.promoted else "no"
-        table.add_row(outcome.category, outcome.status, outcome.version, best, *cost, *figures, escape(remarks))
+        table.add_row(outcome.category, outcome.status, outcome.version, best, *cost, *figures, remarks)
     return table
 
 
@@ -64,7 +63,7 @@ def plan_table(plan: FitPlan, estimates: Mapping[str, Estimate]) -> Table:
         table.add_row(str(number), task.category, images, *settings, *cost, remarks)
     for outcome in plan.settled:
         remark = outcome.error or f"{outcome.status} {outcome.version}"
-        table.add_row("-", outcome.category, *["-"] * 6, escape(remark))
+        table.add_row("-", outcome.category, *["-"] * 6, remark)
     return table
 
 

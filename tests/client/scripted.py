@@ -59,7 +59,7 @@ class Reply:
 
 HANG_UP = Reply(status=None)
 _PAUSE = 0.05  # seconds between the pieces of what is slow
-_PIECE = 65536  # bytes of a slow request
+_PIECE = 2**18  # bytes of a slow request
 
 
 class _Trickle(io.BytesIO):

@@ -168,10 +168,10 @@ def test_the_deadline_holds_for_a_try_whose_bytes_trickle(ask: Callable[[str, fl
     """Each of its reads and writes is done in time, so that httpx's own timeouts are never reached."""
     with scripted_server(Reply(body=ANSWER, slow=slow)) as server:
         start = time.monotonic()
-        with pytest.raises(UnreachableError, match=r"in \d\.\d s of 0\.5: timed out.*longer deadline") as caught:
+        with pytest.raises(UnreachableError, match=r"in \d\.\d s of 0\.5: .*longer deadline") as caught:
             ask(server.url, 0.5)
-        assert 0.5 <= time.monotonic() - start < 5
-    assert isinstance(caught.value.__cause__, httpx.ReadTimeout)
+        assert 0.5 <= time.monotonic() - start < 4
+    assert isinstance(caught.value.__cause__, httpx.TimeoutException)
 
 
 @pytest.mark.parametrize("slow", ["request", "head", "body"])

@@ -249,6 +249,15 @@ def test_findings_are_shown_by_kind_with_the_first_few() -> None:
     findings = [Finding("leakage", "a", (f"[b]{number}", "x")) for number in range(5)]
     report = CheckReport("root", {}, findings)
     assert findings_table(report).row_count == 1
-    assert list(findings_table(report).columns[3].cells) == ["\\[b]0 = x\n\\[b]1 = x\n\\[b]2 = x\nand 2 more"]
+    assert list(findings_table(report).columns[3].cells) == ["[b]0 = x\n[b]1 = x\n[b]2 = x\nand 2 more"]
     assert figures_table(report).row_count == 0
     assert "leakage" in verdict(report)
+
+
+def test_names_in_brackets_are_printed_by_the_command_as_they_are(sound: Storage, encode: Encode) -> None:
+    sound.write("nut[b]/train/good/img[left].png", encode(picture(70)))
+    sound.write("nut[b]/train/good/copy.png", encode(picture(70)))
+    text = run("--data", sound.uri)[1]
+    assert "│ nut[b] " in text
+    assert "nut[b]/train/good/img[left].png" in text
+    assert "\\" not in text

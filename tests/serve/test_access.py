@@ -170,6 +170,21 @@ async def test_who_asks_too_often_is_told_when_to_come_back(fitted_registry: Pat
         assert 990 < int(refused.headers["retry-after"]) <= 1000
 
 
+@pytest.mark.parametrize("what", ["promote", "rollback"])
+async def test_a_request_takes_one_turn_on_an_administrator_s_route_too(
+    own_registry: Path, tmp_path: Path, what: str
+) -> None:
+    boss, line = make_token("boss", "admin", 0.001), make_token("line", "score", 0.001)
+    async with serving(own_registry, tokens=write(tmp_path / "tokens.yaml", boss, line)) as served:
+
+        async def move(secret: str) -> str:
+            body = {"version": "v9"}  # which is none, and neither is there an earlier one
+            return kind_of(await served.client.post(f"/v1/categories/cat/{what}", headers=bearer(secret), json=body))
+
+        assert [await move(boss[0]), await move(boss[0])] == ["invalid-request", "rate-limited"]
+        assert [await move(line[0]), await move(line[0])] == ["forbidden", "rate-limited"]
+
+
 def test_tokens_of_environment_and_file_add_up(tmp_path: Path) -> None:
     held, filed = make_token("held", "admin", None), make_token("filed", "score", None)
     environment = {VARIABLE: json.dumps([held[1].model_dump()])}

@@ -8,13 +8,15 @@ import logging
 import pytest
 from rich.console import Console
 
+from cflow_ray.cli.command import Output
 from cflow_ray.evaluation.figures import Metrics
 from cflow_ray.model.progress import FitProgress
 from cflow_ray.progress import ProgressBoard
-from cflow_ray.train.display import outcome_table, watch_on
+from cflow_ray.train.display import outcome_table, plan_table, watch_on
+from cflow_ray.train.plan import FitPlan
 from cflow_ray.train.progress import CategoryMeter, CategoryProgress
 from cflow_ray.train.queue import QueueStatus
-from cflow_ray.train.task import Outcome
+from cflow_ray.train.task import FitSite, Outcome
 
 
 def stepped(step: int) -> CategoryProgress:
@@ -56,3 +58,12 @@ def test_the_table_of_outcomes_has_the_figures_with_their_intervals() -> None:
     assert [cell.strip() for cell in grid[8:11]] == ["96.21", "99.12", "-"]
     assert [cell.strip() for cell in below[8:11]] == ["93.0-98.6", "", ""]
     assert weave[-2].strip() == "lost"
+
+
+def test_names_in_brackets_are_printed_by_the_command_as_they_are() -> None:
+    lost = Outcome("weave", "failed", error="cannot read img[left].png")
+    plan = FitPlan(FitSite("data", "registry", {}), due=(), settled=(lost,))
+    for table in (outcome_table([lost]), plan_table(plan, {})):
+        stream = io.StringIO()
+        Output(False, stream)({}, table)
+        assert "cannot read img[left].png" in stream.getvalue()
