@@ -215,7 +215,7 @@ def _opened(content: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Imag
                 yield image
     except ImageError:
         raise
-    except Image.DecompressionBombError as error:  # above twice Pillow's limit, of which `_let_pillow_open` made sure
+    except Image.DecompressionBombError as error:  # before the size could be looked at here
         raise ImageError(
             f"more than {max_pixels} pixels; at most that many are decoded (max_pixels)", "too_large"
         ) from error
@@ -226,10 +226,10 @@ def _opened(content: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Imag
 
 
 def _let_pillow_open(max_pixels: int) -> None:
-    """Raise Pillow's own limit to `max_pixels` where that is larger, so that it never refuses what may be decoded.
+    """Raise Pillow's own limit where it would refuse what may be decoded, which it does above twice its limit.
 
-    Pillow's is one for the whole process and is looked at while it decodes, too. So it is left alone until a larger one is
+    Pillow has one for the whole process, and looks at it while it decodes, too. So it is left alone until a larger one is
     asked for, and never taken back: other threads may be decoding.
     """
-    if Image.MAX_IMAGE_PIXELS is not None and Image.MAX_IMAGE_PIXELS < max_pixels:
+    if Image.MAX_IMAGE_PIXELS is not None and max_pixels > 2 * Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = max_pixels

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import tracemalloc
+import warnings
 import zlib
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -130,6 +131,44 @@ def test_the_limit_itself_is_allowed(encode: Encode) -> None:
     assert decode(encode(np.zeros((4, 6), np.uint8)), max_pixels=24).size == (6, 4)
     with pytest.raises(ImageError, match=r"5 x 5 pixels; at most 24 are decoded"):
         decode(encode(np.zeros((5, 5), np.uint8)), max_pixels=24)
+
+
+@pytest.mark.parametrize("side", [9_500, 14_000])
+def test_a_size_that_pillow_refuses_too_is_too_large(side: int) -> None:
+    """Pillow warns above 89 million pixels, and above 179 million it raises before the size can be looked at."""
+    for decode_it in (decode, examine, has_defect, lambda content: decode_mask(content, (8, 8))):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with pytest.raises(ImageError, match=f"at most {MAX_PIXELS} are|more than {MAX_PIXELS}") as caught:
+                decode_it(png(side, side, 8, 0, bytes(1000)))
+        assert caught.value.kind == "too_large"
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
+def test_a_limit_above_pillows_own_is_the_limit(
+    encode: Encode, photo: Pixels, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # Pillow refuses the 960 pixels of a photo
+    content = encode(photo, kind)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert prepare(content, square(32), max_pixels=960).width == 40
+        with pytest.raises(ImageError, match="at most 959 are decoded"):
+            decode(content, max_pixels=959)
+
+
+def test_pillows_limit_is_left_alone_where_the_limit_is_not_above(encode: Encode, photo: Pixels) -> None:
+    before = Image.MAX_IMAGE_PIXELS
+    decode(encode(photo))
+    assert before == Image.MAX_IMAGE_PIXELS == MAX_PIXELS
+
+
+def test_an_image_within_a_larger_limit_is_not_too_large_to_be_tiled(
+    encode: Encode, photo: Pixels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cflow_ray.data.images.MAX_PIXELS", 959)
+    config = DetectorConfig(input_size=32, tiling=TilingConfig()).input
+    assert prepare(encode(photo), config, max_pixels=40 * 32).pixels_3HW.shape == (3, 32, 40)
 
 
 def test_text_that_unpacks_to_gigabytes_is_an_image_error(encode: Encode, photo: Pixels) -> None:

@@ -17,6 +17,8 @@ from cflow_ray.errors import CflowRayError, DataError, RecordError, StorageError
 from cflow_ray.store.storage import Storage
 
 _KEY_COLUMNS = ("key", "path", "image_id", "filename", "file_name")
+_TEXTS, _BYTES = ("string", "large_string", "string_view"), ("binary", "large_binary", "binary_view")
+"""Types of columns by their names: pyarrow 15 has no test for the views, which Polars writes."""
 _ROWS_OF_A_BATCH = 16
 
 
@@ -75,11 +77,7 @@ def _holds_bytes(kind: pa.DataType) -> bool:
     """Bytes, or a structure with `bytes` in it as Hugging Face's data sets have."""
     if pa.types.is_struct(kind):
         return kind.get_field_index("bytes") >= 0 and _holds_bytes(kind.field("bytes").type)
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
-
-
-def _holds_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+    return str(kind) in _BYTES
 
 
 def _key_column(schema: pa.Schema, image: str, how: ReadConfig) -> str | None:
@@ -87,7 +85,7 @@ def _key_column(schema: pa.Schema, image: str, how: ReadConfig) -> str | None:
         if how.key_column not in schema.names:
             raise DataError(f"no key column {how.key_column!r}; there are {', '.join(schema.names)}.")
         return how.key_column
-    known = (name for name in _KEY_COLUMNS if name in schema.names and _holds_text(schema.field(name).type))
+    known = (name for name in _KEY_COLUMNS if name in schema.names and str(schema.field(name).type) in _TEXTS)
     return next(known, f"{image}.path" if _has_path(schema.field(image).type) else None)
 
 

@@ -1,14 +1,19 @@
-"""A count of what archives fetch."""
+"""A count of what archives fetch, and a reader of tars in both ways that there are."""
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Callable
 
 import pytest
 
+from cflow_ray.config import ReadConfig
+from cflow_ray.data.archives import Record, Shard, read_index, read_records, stream_records
+from cflow_ray.errors import RecordError
 from cflow_ray.store.storage import Storage
 
 CountReads = Callable[[], list[int]]
+ReadTar = Callable[[bytes], list[Record]]
 
 
 @pytest.fixture
@@ -27,3 +32,21 @@ def count_reads(monkeypatch: pytest.MonkeyPatch) -> CountReads:
         return fetched
 
     return begin
+
+
+@pytest.fixture(params=["tar", "tar.gz"])
+def read_tar(storage: Storage, request: pytest.FixtureRequest) -> ReadTar:
+    """The records of a tar and of its damage: by its index or, compressed, from start to end."""
+
+    def by_index(content: bytes) -> list[Record]:
+        storage.write("x.tar", content)
+        shard = Shard(storage.join("x.tar"), "tar")
+        index = read_index(shard, {}, ReadConfig())
+        damage = [Record("", RecordError(index.damage, "damaged_archive"))] if index.damage else []
+        return [*read_records(shard, index.members, {}, ReadConfig()), *damage]
+
+    def streamed(content: bytes) -> list[Record]:
+        storage.write("x.tar.gz", gzip.compress(content, 1))
+        return list(stream_records(Shard(storage.join("x.tar.gz"), "tar.gz"), {}, ReadConfig()))
+
+    return by_index if request.param == "tar" else streamed

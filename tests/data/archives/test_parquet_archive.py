@@ -71,6 +71,30 @@ def test_rows_without_a_key_column_are_numbered(storage: Storage) -> None:
     assert [record.key for record in records[:2]] == ["000000000", "000000001"]
 
 
+def test_a_row_without_a_key_is_numbered(storage: Storage) -> None:
+    records = records_of(put(storage, pa.table({"jpg": IMAGES[:4], "key": ["a", None, "c", None]})))
+    assert [(record.key, record.content) for record in records] == list(
+        zip(["a", "000000001", "c", "000000003"], IMAGES[:4], strict=True)
+    )
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    images = pa.array([{"bytes": image, "path": None} for image in IMAGES[:2]], kind)
+    assert [record.key for record in records_of(put(storage, pa.table({"image": images})))] == [
+        "000000000",
+        "000000001",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "binary"),
+    [(pa.string(), pa.binary()), (pa.large_string(), pa.large_binary()), (pa.string_view(), pa.binary_view())],
+)
+def test_keys_and_images_are_of_any_type_of_text_and_bytes(
+    storage: Storage, text: pa.DataType, binary: pa.DataType
+) -> None:
+    records = records_of(put(storage, pa.table({"image": pa.array(IMAGES, binary), "key": pa.array(KEYS, text)})))
+    assert [(record.key, record.content) for record in records] == list(zip(KEYS, IMAGES, strict=True))
+
+
 def test_hugging_face_images_are_a_structure_of_bytes_and_path(storage: Storage) -> None:
     images = [{"bytes": image, "path": key} for image, key in zip(IMAGES, KEYS, strict=True)]
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

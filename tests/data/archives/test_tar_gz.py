@@ -74,6 +74,17 @@ def test_a_member_above_the_limit_is_passed_over_in_little_memory(storage: Stora
     assert peak < 20 * 10**6
 
 
+def test_the_keys_of_a_stream_are_not_kept(storage: Storage) -> None:
+    content = gzip.compress(tar_of((f"{'n' * (5 * 10**5)}/{number}.png", b"1") for number in range(40)), 1)
+    storage.write("x.tar.gz", content)
+    tracemalloc.start()
+    count = sum(1 for _ in stream_records(Shard(storage.join("x.tar.gz"), "tar.gz"), {}, ReadConfig()))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count == 40
+    assert peak < 18 * 10**6
+
+
 def test_a_repeated_key_is_an_error(storage: Storage) -> None:
     records = stream(storage, gzip.compress(tar_of([SIX[0], SIX[1], SIX[0]])))
     assert kinds(records) == [None, None, "duplicate_key"]
