@@ -62,7 +62,9 @@ class Output:
         self._stream = stream
         self._has_result = False
         terminal = Console(file=stream, emoji=False)
-        self._console = terminal if terminal.is_terminal else Console(file=stream, width=_WIDTH_OFF_TERMINAL, emoji=False)
+        self._console = (
+            terminal if terminal.is_terminal else Console(file=stream, width=_WIDTH_OFF_TERMINAL, emoji=False)
+        )
 
     def __call__(self, values: Mapping[str, Any], *text: str | Table) -> None:
         """Print `values` where JSON was asked for, else the text and tables."""
