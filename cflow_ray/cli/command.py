@@ -61,10 +61,9 @@ class Output:
         self.as_json = as_json
         self._stream = stream
         self._has_result = False
-        terminal = Console(file=stream, emoji=False)
-        self._console = (
-            terminal if terminal.is_terminal else Console(file=stream, width=_WIDTH_OFF_TERMINAL, emoji=False)
-        )
+        self._console = Console(file=stream, emoji=False)
+        if not self._console.is_terminal:
+            self._console.width = _WIDTH_OFF_TERMINAL
 
     def __call__(self, values: Mapping[str, Any], *text: str | Table) -> None:
         """Print `values` where JSON was asked for, else the text and tables."""

@@ -47,22 +47,21 @@ def figures_table(metrics: Mapping[str, Metrics]) -> Table:
     table = Table("Figure (95 % interval)", *(category.replace("_", " ").title() for category in metrics))
     for name, title in _FIGURES.items():
         if any(getattr(of_category, name) is not None for of_category in metrics.values()):
-            table.add_row(title, *(_with_interval(of_category, name) for of_category in metrics.values()))
+            shown = (_beside_interval(of_category, name, " ({:.1f} to {:.1f})") for of_category in metrics.values())
+            table.add_row(title, *shown)
     table.add_row("Images", *(str(of_category.images) for of_category in metrics.values()))
     return table
 
 
 def above_interval(metrics: Metrics, name: str) -> str:
     """A figure in per cent and, on a line of its own where it is known, its 95 % bootstrap interval: for narrow columns."""
-    low_high = metrics.intervals.get(name)
-    interval = f"\n{100 * low_high[0]:.1f}-{100 * low_high[1]:.1f}" if low_high else ""
-    return figure(getattr(metrics, name)) + interval
+    return _beside_interval(metrics, name, "\n{:.1f}-{:.1f}")
 
 
-def _with_interval(metrics: Metrics, name: str) -> str:
-    low_high = metrics.intervals.get(name)
-    interval = f" ({100 * low_high[0]:.1f} to {100 * low_high[1]:.1f})" if low_high else ""
-    return figure(getattr(metrics, name)) + interval
+def _beside_interval(metrics: Metrics, name: str, interval: str) -> str:
+    """A figure in per cent and, where it is known, its interval in the format given."""
+    ends = metrics.intervals.get(name)
+    return figure(getattr(metrics, name)) + (interval.format(*(100 * end for end in ends)) if ends else "")
 
 
 def comparison_tables(

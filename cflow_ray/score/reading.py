@@ -11,6 +11,8 @@ from itertools import chain, islice
 from cflow_ray.data.archives import Record, ShardIndex, is_streamed, read_records, stream_records
 from cflow_ray.errors import CflowRayError, RecordError
 from cflow_ray.score.plan import Plan, Span, read_length, read_planned_index, write_length
+from cflow_ray.score.rows import kind_of
+from cflow_ray.store.results import UNREADABLE
 from cflow_ray.store.storage import Storage
 
 Chunk = tuple[int, Iterable[Record]]
@@ -53,15 +55,14 @@ def _streamed(span: Span, plan: Plan, output: Storage) -> Iterator[Chunk]:
         if is_given:
             yield first, chunk
         deque(chunk, maxlen=0)
-    if span.to_end and not broken_off:
+    # A row that was given says that there is more, which --retry-errors reads; a length from before stays.
+    if span.to_end and (not broken_off or (is_given and read_length(output, span.shard) is None)):
         write_length(output, span.shard, total)
-    elif span.to_end and is_given and read_length(output, span.shard) is None:
-        write_length(output, span.shard, total)  # its row says that there is more; --retry-errors reads on
 
 
 def _is_broken_off(record: Record) -> bool:
     """Whether the store, not the archive, is why nothing can be read from here on."""
-    return isinstance(record.content, CflowRayError) and not isinstance(record.content, RecordError)
+    return isinstance(record.content, CflowRayError) and kind_of(record.content) == UNREADABLE
 
 
 @lru_cache(maxsize=4)

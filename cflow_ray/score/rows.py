@@ -34,7 +34,12 @@ def content_of(record: Record) -> bytes:
 
 def error_columns(error: CflowRayError) -> Row:
     """The columns that say why a record has no score."""
-    return {"error": str(error), "error_kind": error.kind if isinstance(error, RecordError) else UNREADABLE}
+    return {"error": str(error), "error_kind": kind_of(error)}
+
+
+def kind_of(error: CflowRayError) -> str:
+    """The record's own fault by its kind; all else is the store's or the server's."""
+    return error.kind if isinstance(error, RecordError) else UNREADABLE
 
 
 def count_rows(rows: Sequence[Row]) -> Row:

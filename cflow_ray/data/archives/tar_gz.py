@@ -89,28 +89,27 @@ def _with_sides(items: Iterator[_Item]) -> Iterator[Record]:
     some_left = False  # images of the sample, so that none of those held is its only one
     for item in items:
         if held and sample_of(item.member.key) != sample_of(held[0].member.key):
-            yield from _records_of(held, some_left)
+            yield from _records_of(held, _owners_of(held, some_left))
             held, some_left = [], False
         held.append(item)
         if len(held) > _MOST_HELD:
             record, held = _first_out(held, some_left)
             some_left = some_left or is_image_name(record.key)
             yield record
-    yield from _records_of(held, some_left)
+    yield from _records_of(held, _owners_of(held, some_left))
 
 
 def _first_out(held: list[_Item], some_left: bool) -> tuple[Record, list[_Item]]:
     """The first record of those held, and what is held without it and the side-cars that speak of nothing else."""
     owners = _owners_of(held, some_left)
     first = owners.index(None)  # there is one: a side-car has an owner only where its image is held
-    record = next(_records_of(held, some_left))
+    record = next(_records_of(held, owners))
     rest = [(item, owner) for number, (item, owner) in enumerate(zip(held, owners, strict=True)) if number != first]
     names = {name_of(item.member.key) for item, owner in rest if owner is None and is_image_name(item.member.key)}
     return record, [item for item, owner in rest if owner is None or owner in names]
 
 
-def _records_of(held: list[_Item], some_left: bool) -> Iterator[Record]:
-    owners = _owners_of(held, some_left)
+def _records_of(held: list[_Item], owners: list[str | None]) -> Iterator[Record]:
     places = sides_of_names([item.member for item in held], owners)
     for item, owner in zip(held, owners, strict=True):
         if owner is None:
