@@ -114,6 +114,8 @@ def _of_inputs(config: PackConfig) -> tuple[tuple[str, ...], list[PlannedRecord]
             raise DataError(
                 f"the input {shard.uri} is an archive; only image files are packed, `score` reads it as it is."
             )
+        for member in index.members:
+            _refuse_name(member.key, member.problem, shard.uri)
         root = roots.setdefault(shard.uri, len(roots))
         known += [PlannedRecord(member.key, member.size, root) for member in index.members]
     return tuple(roots), _with_sizes(known, [Storage(root, config.storage_options) for root in roots])
@@ -131,7 +133,13 @@ def _with_sizes(records: list[PlannedRecord], roots: list[Storage]) -> list[Plan
 def _refuse_keys(records: Iterable[PlannedRecord], roots: tuple[str, ...]) -> None:
     first: dict[str, int] = {}
     for key, _, root in records:
-        if problem := problem_of_name(key):
-            raise DataError(f"{safe_key(key)!r} in {roots[root]} cannot be packed: {problem.partition(': ')[2]}.")
+        _refuse_name(key, problem_of_name(key), roots[root])
         if (other := first.setdefault(key, root)) != root:
             raise DataError(f"{roots[other]} and {roots[root]} both hold {key!r}; pack them into outputs of their own.")
+
+
+def _refuse_name(key: str, problem: str | None, root: str) -> None:
+    """Refuse what is no key; an image that inputs name twice is packed once."""
+    kind, _, text = (problem or "").partition(": ")
+    if kind == "unsafe_name":
+        raise DataError(f"{safe_key(key)!r} in {root} cannot be packed: {text}.")
