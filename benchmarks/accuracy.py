@@ -113,7 +113,7 @@ def main() -> None:
             continue
         encoded = _encode(name, missing[0]["encoder"])
         for row in missing:
-            rows.append(row | _fit(encoded, row) | {"commit": commit()})
+            rows.append(row | _fit(encoded, row) | {"commit": commit(), "gflops": _gflops()})
             write({"name": "accuracy", "threads": options.threads, "rows": rows})
             print(json.dumps(rows[-1]), flush=True)
     print(table(rows))
@@ -236,6 +236,18 @@ def _data_set(category: str) -> DataSet:
         for path, content in files:
             root.write(path, content)
     return read_data_set(DataConfig(data=str(folder)), {})
+
+
+def _gflops() -> float:
+    """What a float32 product reaches just now: rows come from machines of unlike speed."""
+    side = 1024
+    factor = torch.ones(side, side)
+    seconds = []
+    for _ in range(5):
+        cpu = time.process_time()
+        torch.mm(factor, factor)
+        seconds.append(time.process_time() - cpu)
+    return round(2 * side**3 / min(seconds) / 1e9, 1)
 
 
 def _mean_and_range(values: list[float | None]) -> str:
