@@ -142,7 +142,7 @@ class DetectorConfig(Model):
     augmentation: AugmentationConfig = AugmentationConfig()
     recipe: Recipe = "balanced"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the couplings' networks while fitting; auto is bfloat16 where the processor or GPU has it. Scores are float32."""
+    """Of the couplings' networks while fitting; auto is bfloat16 where that is faster. Scores are float32."""
     deterministic: bool = False
     """On a GPU, operations that give the same bits every time, some of them slower; those of a CPU do in any case."""
     dtype: StoredType = "float32"

@@ -94,7 +94,8 @@ class _Trial:
         level, generator = self._features.levels[number], seeded(0, "trial")
         fibres = Fibres(level, range(_TRIAL_IMAGES), self._config.flow.condition_channels)
         decoder = Decoder(level.channels, self._config.flow, generator)
-        return Descent(decoder, fibres, schedule, generator, fitting_precision(self._config))
+        precision = fitting_precision(self._config, schedule.fibres * level.channels)
+        return Descent(decoder, fibres, schedule, generator, precision)
 
 
 def _features(encoder: CompiledEncoder, config: DetectorConfig) -> Features:

@@ -256,21 +256,29 @@ def test_either_precision_fits() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "hardware_has_it", "taken"),
+    ("asked", "hardware_has_it", "channels", "device", "taken"),
     [
-        ("float32", True, torch.float32),
-        ("bfloat16", False, torch.bfloat16),
-        ("auto", True, torch.bfloat16),
-        ("auto", False, torch.float32),
+        ("float32", True, 320, "cpu", torch.float32),
+        ("bfloat16", False, 40, "cpu", torch.bfloat16),
+        ("auto", True, 320, "cpu", torch.bfloat16),
+        ("auto", True, 40, "cpu", torch.float32),  # turning so few values into bfloat16 costs more than it saves
+        ("auto", True, 40, "cuda", torch.bfloat16),
+        ("auto", False, 320, "cpu", torch.float32),
     ],
 )
-def test_precision_is_what_was_asked_for(
-    asked: str, hardware_has_it: bool, taken: torch.dtype, monkeypatch: pytest.MonkeyPatch
+def test_precision_is_what_was_asked_for_or_what_pays(
+    asked: str,
+    hardware_has_it: bool,
+    channels: int,
+    device: str,
+    taken: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(descent, "_multiplies_bfloat16", lambda device: hardware_has_it)
-    assert fitting_precision(config().model_copy(update={"precision": asked})) == taken
+    values = 256 * channels
+    assert fitting_precision(config().model_copy(update={"precision": asked}), values, device) == taken
     of_paper = config(recipe="paper").model_copy(update={"precision": asked})
-    assert fitting_precision(of_paper) == torch.float32
+    assert fitting_precision(of_paper, values, device) == torch.float32
 
 
 @pytest.mark.parametrize("recipe", ["fast", "balanced"])
