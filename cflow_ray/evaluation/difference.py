@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from cflow_ray.config import DiffConfig
 from cflow_ray.store.results import read_table
-from cflow_ray.store.storage import Storage, split_uri
+from cflow_ray.store.storage import Storage, write_file
 
 SAME = "same"
 CHANGES = ("ok_to_anomaly", "anomaly_to_ok", "error_in_a", "error_in_b", "only_in_a", "only_in_b")
@@ -84,10 +84,9 @@ def diff(config: DiffConfig) -> Difference:
     a, b = (read_decisions(Storage(uri, config.storage_options), config.by) for uri in (config.a, config.b))
     difference = compare(a, b)
     if config.write is not None:
-        folder, name = split_uri(config.write)
         buffer = pa.BufferOutputStream()
         pq.write_table(difference.changed, buffer, compression="zstd")
-        Storage(folder, config.storage_options).write(name, buffer.getvalue().to_pybytes())
+        write_file(config.write, buffer.getvalue().to_pybytes(), config.storage_options)
     return difference
 
 

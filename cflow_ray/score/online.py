@@ -20,7 +20,7 @@ from cflow_ray.score.rows import Row, content_of, count_rows, error_columns, ima
 from cflow_ray.score.summary import JobSummary
 from cflow_ray.store.ahead import computed_ahead
 from cflow_ray.store.results import UNREADABLE, PartName, write_part
-from cflow_ray.store.storage import Storage, split_uri
+from cflow_ray.store.storage import Storage, read_file
 
 TOKEN_VARIABLE = "CFLOW_RAY_TOKEN"
 _KINDS = {"too-large": "too_large", "unsupported-media": "no_image", "unknown-category": "unknown_category"}
@@ -53,8 +53,7 @@ def read_token(config: AskConfig, environment: Mapping[str, str]) -> str | None:
     """The access token of a file or, where none is named, of the environment; None where there is neither."""
     if config.token_file is None:
         return environment.get(TOKEN_VARIABLE) or None
-    folder, name = split_uri(config.token_file)
-    token = Storage(folder, config.storage_options).read(name).decode("utf-8", "replace").strip()
+    token = read_file(config.token_file, config.storage_options).decode("utf-8", "replace").strip()
     if not token.isascii() or not token.isprintable() or not token or " " in token:
         raise ConfigError(f"{config.token_file} holds no access token; one line of letters and digits is needed.")
     return token

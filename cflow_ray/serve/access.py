@@ -21,7 +21,7 @@ from cflow_ray.config import Model, ServeConfig
 from cflow_ray.errors import CflowRayError, ConfigError
 from cflow_ray.serve.problems import ProblemError
 from cflow_ray.store.patience import Patience
-from cflow_ray.store.storage import Storage, split_uri
+from cflow_ray.store.storage import read_file
 
 log = logging.getLogger(__name__)
 
@@ -152,9 +152,8 @@ class Access:
     def _read(self) -> dict[str, Token]:
         tokens = self._of_environment
         if self._config.tokens is not None:
-            folder, name = split_uri(self._config.tokens)
-            text = Storage(folder, self._config.storage_options, _PATIENCE).read(name).decode("utf-8", "replace")
-            tokens += read_tokens(text, self._config.tokens)
+            content = read_file(self._config.tokens, self._config.storage_options, _PATIENCE)
+            tokens += read_tokens(content.decode("utf-8", "replace"), self._config.tokens)
         return {token.sha256: token for token in tokens}
 
 

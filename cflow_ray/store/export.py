@@ -14,7 +14,7 @@ from cflow_ray.model.onnx_graph import OPSET
 from cflow_ray.model.scoring import Calibration
 from cflow_ray.store.manifest import Manifest
 from cflow_ray.store.registry import Registry
-from cflow_ray.store.storage import Storage, split_uri
+from cflow_ray.store.storage import Storage, write_file
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,7 @@ def export_version(config: ExportConfig) -> Exported:
     encoder = registry.encoder(manifest.detector.encoder, manifest.encoder_digest)
     properties = onnx_properties(manifest)
     exported = export_onnx(encoder, registry.detector(category, version), properties)
-    folder, name = split_uri(config.output)
-    Storage(folder, config.storage_options).write(name, exported.content)
+    write_file(config.output, exported.content, config.storage_options)
     return Exported(
         category=category,
         version=version,

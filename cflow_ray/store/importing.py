@@ -16,7 +16,7 @@ from cflow_ray.model.scoring import Calibration
 from cflow_ray.store.foreign import ForeignCheckpoint, of_later_freia, parse_foreign
 from cflow_ray.store.manifest import Manifest
 from cflow_ray.store.registry import Registry, check_category_name
-from cflow_ray.store.storage import Storage, split_uri
+from cflow_ray.store.storage import Storage, read_file
 
 _FREIA_IS_UNKNOWN = (
     "the file does not say which FrEIA it was trained with; 0.2 is taken, as the official code asks for. "
@@ -46,8 +46,7 @@ def import_checkpoint(config: ImportConfig) -> Imported:
     nothing is written then.
     """
     check_category_name(config.category)
-    folder, name = split_uri(config.file)
-    foreign = parse_foreign(Storage(folder, config.storage_options).read(name), config.file)
+    foreign = parse_foreign(read_file(config.file, config.storage_options), config.file)
     if config.later_freia:
         if foreign.program != "official":
             raise ConfigError(f"{config.file} is anomalib's, which has a FrEIA of its own; leave --later-freia out.")

