@@ -120,17 +120,27 @@ def main() -> None:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: a line per set, encoder and recipe; mean and range over the seeds, in per cent."""
+    """Markdown: a line per set, encoder and recipe; mean and range over the seeds, in per cent, and range of seconds."""
     lines = [
         "| data | encoder | recipe | stored as | seeds | image AUROC | pixel AUROC | AUPRO | pixel F1 | fit CPU-s |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for key in dict.fromkeys(_key(row) for row in rows):
+    for key in sorted({_key(row) for row in rows}, key=_place):
         of_key = [row for row in rows if _key(row) == key]
         figures = " | ".join(_mean_and_range([row[name] for row in of_key]) for name in _FIGURES)
-        seconds = sum(row["fit_cpu_seconds"] for row in of_key) / len(of_key)
-        lines.append(f"| {' | '.join(key)} | {len(of_key)} | {figures} | {seconds:.0f} |")
+        seconds = sorted({round(row["fit_cpu_seconds"]) for row in of_key})
+        lines.append(f"| {' | '.join(key)} | {len(of_key)} | {figures} | {seconds[0]}{_to(seconds[1:])} |")
     return "\n".join(lines)
+
+
+def _place(key: tuple[str, ...]) -> tuple[int | str, ...]:
+    name, encoder, recipe, dtype = key
+    recipes = ("fast", "balanced", "best", "paper")
+    return list(_ENCODERS).index(encoder), [*_SETS, *_ELPV].index(name), recipes.index(recipe), dtype
+
+
+def _to(more: list[int]) -> str:
+    return f"-{more[-1]}" if more else ""
 
 
 def _key(row: dict[str, Any]) -> tuple[str, ...]:
