@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def _flags() -> ArgumentParser:
-    flags = parser("score an archive of tar shards in an object store")
+    flags = parser("score an archive of tar shards in an object store", rounds=0)
     flags.add_argument("--images", type=int, default=5000, help="in the archive, the test images over and over")
     flags.add_argument("--images-of-the-peer", type=int, default=300, help="that anomalib predicts")
     flags.add_argument("--workers", type=int, default=os.cpu_count(), help="of each side: actors, processes, threads")

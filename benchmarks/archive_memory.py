@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def _flags() -> ArgumentParser:
-    flags = parser("peak memory of an archive job")
+    flags = parser("peak memory of an archive job", rounds=0)
     flags.add_argument("--images", type=int, default=200_000, help="of the large job; the small one has a tenth")
     flags.add_argument("--side", type=int, default=64, help="of images and network")
     return flags

@@ -20,7 +20,7 @@ _SIDE = 32
 
 def main() -> None:
     """A run of miniature categories for each number, in a process of its own."""
-    flags = parser("memory of a run's driver")
+    flags = parser("memory of a run's driver", rounds=0)
     flags.add_argument("--few", type=int, default=15, help="categories of the first run")
     flags.add_argument("--many", type=int, default=300, help="categories of the second")
     flags.add_argument("--workers", type=int, default=os.cpu_count(), help="of both runs")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import tempfile
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
@@ -14,6 +15,8 @@ from benchmarks.images import draw_factory
 from benchmarks.options import parse, parser
 from benchmarks.report import RESULTS, publish, significant
 from benchmarks.sides import ANOMALIB, OURS, run_side
+from cflow_ray.config import DataConfig
+from cflow_ray.data.datasets import read_data_set
 
 MVTEC_AD = (
     *((280, 117), (264, 78), (245, 124), (230, 117), (247, 79), (209, 83), (224, 150), (219, 132), (391, 110)),
@@ -29,6 +32,7 @@ def main() -> None:
     options.side = 64 if options.quick else options.side
     with tempfile.TemporaryDirectory() as folder:
         root = options.data or _drawn(Path(folder) / "data", options)
+        kept = _kept_peer(training_images(root)) if options.reuse_peer else None
         detector = {"recipe": options.recipe, "input_size": options.side}
         configs = [
             {"data": str(root), "registry": str(Path(folder) / name), "defaults": detector} for name in ("alone", "run")
@@ -36,13 +40,13 @@ def main() -> None:
         configs[1]["cluster"] = {"workers": options.workers}
         singles = run_side(OURS, "ours.singles", 1, config=configs[0], workers=options.workers)
         run = run_side(OURS, "ours.running", 1, config=configs[1])
-        peer = _kept_peer() if options.reuse_peer else _peer(Path(folder), root, singles, options)
+        peer = kept or _peer(Path(folder), root, singles, options)
     result = _result(singles, run, peer, options)
     publish(result, options, {"singles": singles, "run": run, "peer": peer})
 
 
 def _flags() -> ArgumentParser:
-    flags = parser("fit 15 categories in one run", data="a data set's folder")
+    flags = parser("fit 15 categories in one run", data="a data set's folder", rounds=0)
     flags.add_argument("--recipe", default="fast", help="our recipe")
     flags.add_argument("--side", type=int, default=256, help="our input size; the peer's is 256")
     flags.add_argument("--workers", type=int, default=os.cpu_count(), help="of our run; the peer gets as many threads")
@@ -72,9 +76,24 @@ def _peer(work: Path, root: Path, singles: dict[str, Any], options: Namespace) -
     return run_side(ANOMALIB, "peer.looping", options.workers, root=str(root), encoder=encoder, **settings)
 
 
-def _kept_peer() -> dict[str, Any]:
-    kept: dict[str, Any] = json.loads((RESULTS / "fit-all.json").read_text(encoding="utf-8"))["detail"]["peer"]
-    return kept
+def _kept_peer(images: dict[str, int]) -> dict[str, Any]:
+    kept: dict[str, Any] = json.loads((RESULTS / "fit-all.json").read_text(encoding="utf-8"))["detail"]
+    refuse_another_peer(kept, images)
+    peer: dict[str, Any] = kept["peer"]
+    return peer
+
+
+def training_images(root: Path) -> dict[str, int]:
+    """How many every category of a data set has."""
+    data_set = read_data_set(DataConfig(data=str(root)), {})
+    return {category: len(data_set.normals(category)) for category in data_set.categories}
+
+
+def refuse_another_peer(kept: dict[str, Any], images: dict[str, int]) -> None:
+    """Ends a run whose categories are not those, with as many training images, that the kept peer was measured on."""
+    of_peer = {name: kept["singles"]["fits"][name]["images"]["train"] for name in kept["peer"]["fits"]}
+    if any(images.get(name) != count for name, count in of_peer.items()):
+        sys.exit(f"--reuse-peer: the last result's peer was measured on {of_peer}; run without --reuse-peer")
 
 
 def spread(ordered: Sequence[Any], count: int) -> list[Any]:

@@ -10,11 +10,12 @@ from benchmarks.sides import CHECKOUT
 REAL_DATA = CHECKOUT.parent / "shared" / "data" / "screw" / "screw"
 
 
-def parser(description: str, data: str = "a category's folder") -> argparse.ArgumentParser:
-    """A parser with the flags of every measurement; `data` is what its own images are."""
+def parser(description: str, data: str = "a category's folder", rounds: int = 5) -> argparse.ArgumentParser:
+    """A parser with the flags of every measurement; `data` is what its own images are, `rounds` 0 where it runs once."""
     flags = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     flags.add_argument("--quick", action="store_true", help="tiny sizes, one round: does it run? Nothing is kept")
-    flags.add_argument("--rounds", type=int, default=5, help="repetitions whose median counts")
+    if rounds:
+        flags.add_argument("--rounds", type=int, default=rounds, help="repetitions whose median counts")
     flags.add_argument("--threads", type=int, default=1, help="threads of both sides")
     flags.add_argument("--device", default="cpu", help="torch device of both sides")
     flags.add_argument("--runtime", default="auto", help="runtime of our scoring")
@@ -25,6 +26,6 @@ def parser(description: str, data: str = "a category's folder") -> argparse.Argu
 def parse(flags: argparse.ArgumentParser) -> argparse.Namespace:
     """The flags given; `--quick` takes one round."""
     options = flags.parse_args()
-    if options.quick:
+    if options.quick and "rounds" in options:
         options.rounds = 1
     return options

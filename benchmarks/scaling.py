@@ -30,7 +30,7 @@ def main() -> None:
 
 
 def _flags() -> ArgumentParser:
-    flags = parser("scheduling of a scoring job")
+    flags = parser("scheduling of a scoring job", rounds=0)
     flags.add_argument("--workers", type=int, nargs="+", default=[1, 8, 32, 64], help="that sleep, ascending")
     flags.add_argument("--step", type=float, default=_RECORDS / _PAPER_FPS, help="seconds of a chunk of 64 images")
     flags.add_argument("--each", type=int, default=20, help="chunks of every worker")

@@ -50,7 +50,7 @@ def main() -> None:
 
 def _flags() -> ArgumentParser:
     flags = parser("serve images over HTTP")
-    flags.set_defaults(threads=os.cpu_count(), rounds=3)
+    flags.set_defaults(threads=os.cpu_count())
     flags.add_argument("--seconds", type=float, default=15, help="of every measurement, after a third as much")
     flags.add_argument("--registered", type=int, default=300, help="categories of the registry with cold ones")
     flags.add_argument("--capacity-mb", type=int, default=2048, help="of its detectors in memory")

@@ -6,7 +6,7 @@ import json
 import logging
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -16,6 +16,7 @@ from rich.table import Table
 
 from cflow_ray.client import Client
 from cflow_ray.config import (
+    DataConfig,
     DemoConfig,
     DetectorConfig,
     EvaluateConfig,
@@ -43,6 +44,7 @@ from cflow_ray.store.results import read_maps, read_results
 from cflow_ray.store.storage import Storage
 from cflow_ray.train.display import watch_on
 from cflow_ray.train.run import fit
+from cflow_ray.train.task import Outcome
 
 log = logging.getLogger(__name__)
 
@@ -91,8 +93,8 @@ def run_demo(config: DemoConfig) -> tuple[DemoSummary, dict[str, Metrics]]:
     with summary.step("data"):
         data = _write_data(config, root)
     with summary.step("fit"):
-        seconds = _fit(config, root, data)
-    versions = _versions(root, seconds)
+        outcomes = _fit(config, root, data)
+    versions = _promoted(root, outcomes)
     of_fit = f"{zlib.crc32(json.dumps(versions).encode()):08x}"  # other data or a new fit get shards and a table of their own
     shards, scores = f"shards/{of_fit}", f"scores/{of_fit}"
     with summary.step("pack"):
@@ -106,14 +108,14 @@ def run_demo(config: DemoConfig) -> tuple[DemoSummary, dict[str, Metrics]]:
             )
         )
     rows = read_results(root.child(scores)).to_pylist()
-    data_set = read_data_set(EvaluateConfig(data=data, results=""), config.storage_options)
-    shown = _shown_samples(data_set, list(versions))
+    data_set = read_data_set(DataConfig(data=data), config.storage_options)
+    shown = _shown_samples(data_set, list(versions), {row["key"] for row in rows if row["error"] is None})
     with summary.step("serve"):
         summary.parity_max_abs_diff = _compare_paths(config, root, data_set, shown, rows)
     with summary.step("heat maps"):
         _draw_heat_maps(root, root.child(scores), data_set, shown, rows)
     summary.rows, summary.errors = len(rows), sum(row["error"] is not None for row in rows)
-    summary.categories = {name: _figures(of_category, seconds[name]) for name, of_category in metrics.items()}
+    summary.categories = {name: _figures(of_category, outcomes[name].seconds) for name, of_category in metrics.items()}
     summary.seconds = round(time.monotonic() - start, 1)
     root.write("summary.json", json.dumps(summary.as_dict(), indent=2).encode())
     return summary, metrics
@@ -155,8 +157,8 @@ def _write_data(config: DemoConfig, root: Storage) -> str:
     return root.join(folder)
 
 
-def _fit(config: DemoConfig, root: Storage, data: str) -> dict[str, float]:
-    """Fit what is not fitted yet; returns the seconds of every category's fit."""
+def _fit(config: DemoConfig, root: Storage, data: str) -> dict[str, Outcome]:
+    """Fit what is not fitted yet; the outcome of every category."""
     fit_config = FitConfig(
         data=data,
         registry=root.join("registry"),
@@ -175,12 +177,17 @@ def _fit(config: DemoConfig, root: Storage, data: str) -> dict[str, float]:
     failed = [f"{outcome.category}: {outcome.error}" for outcome in outcomes if outcome.status == "failed"]
     if failed:
         raise FitError("; ".join(failed))
-    return {outcome.category: outcome.seconds for outcome in outcomes}
+    return {outcome.category: outcome for outcome in outcomes}
 
 
-def _versions(root: Storage, categories: Iterable[str]) -> dict[str, str]:
+def _promoted(root: Storage, outcomes: Mapping[str, Outcome]) -> dict[str, str]:
+    """The versions that were asked for, which earlier runs with other settings may have left behind, are the best now."""
     registry = Registry(root.child("registry"))
-    return {category: registry.best(category) for category in categories}
+    versions = {category: str(outcome.version) for category, outcome in outcomes.items()}
+    for category, version in versions.items():
+        if registry.best(category) != version:
+            registry.promote(category, version)
+    return versions
 
 
 def _pack(config: DemoConfig, root: Storage, data: str, shards: str) -> None:
@@ -214,13 +221,17 @@ def _score(config: DemoConfig, root: Storage, shards: str, scores: str) -> None:
         )
 
 
-def _shown_samples(data_set: DataSet, categories: Sequence[str]) -> dict[str, list[Sample]]:
-    """By category, the first test image of every defect."""
+def _shown_samples(data_set: DataSet, categories: Sequence[str], scored: Container[str]) -> dict[str, list[Sample]]:
+    """By category, the first test image of every defect that has a score."""
     shown: dict[str, list[Sample]] = {}
     for category in categories:
         first: dict[str | None, Sample] = {}
         for sample in data_set.of(category, TEST):
-            first.setdefault(sample.defect, sample)
+            if sample.image in scored:
+                first.setdefault(sample.defect, sample)
+        if not first:
+            log.warning("%s has no test image with a score; its scores are not compared", category)
+            continue
         shown[category] = sorted(first.values(), key=lambda sample: sample.label == 0)
     return shown
 

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.accuracy import MeteredSavepoints
 from benchmarks.fit import _early_stop, repriced
-from benchmarks.fit_all import peer_seconds, spread
+from benchmarks.fit_all import peer_seconds, refuse_another_peer, spread
 from benchmarks.images import draw_factory
 from benchmarks.report import KEYS
 
@@ -64,6 +64,15 @@ def test_the_peers_loop_is_what_was_measured_and_for_the_rest_its_mean():
     }
     assert peer_seconds({"fits": fits}, {"a": 20, "b": 40}, epochs=10) == 10 * 12 + 4
     assert peer_seconds({"fits": fits}, {"a": 20, "b": 40, "c": 5}, epochs=10) == 10 * (12 + 0.2 * 5) + 4 + 2
+
+
+def test_a_peer_that_was_measured_on_other_categories_is_not_reused():
+    fits = {name: {"images": {"train": count}} for name, count in (("a", 20), ("b", 40), ("c", 60))}
+    kept = {"singles": {"fits": fits}, "peer": {"fits": {"a": {}, "c": {}}}}
+    refuse_another_peer(kept, {"a": 20, "b": 5, "c": 60})
+    for images in ({"a": 20, "b": 40}, {"a": 20, "b": 40, "c": 61}):
+        with pytest.raises(SystemExit, match="without --reuse-peer"):
+            refuse_another_peer(kept, images)
 
 
 def test_what_the_peer_runs_goes_from_the_smallest_to_the_largest():

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cflow_ray.cli import main
+from cflow_ray.cli.command import settings_of
 from cflow_ray.config import DemoConfig, FitConfig, load_config
 from cflow_ray.score.plan import FORMAT_VERSION
 from cflow_ray.store.results import PartName, write_part
@@ -62,6 +63,11 @@ def test_all_commands_of_the_design_are_there():
         (["fit", "--data", "d", "--registry", "r", "--input-size", "3"], "'defaults.input_size' is '3'"),
         (["fit", "--data", "d", "--registry", "r", "--storage-option", "nothing"], "no key=value"),
         (["fit", "--config", "no-such.yaml"], "no-such.yaml"),
+        ([*FIT, "--category", ","], "',' names nothing"),
+        (["fit", "--data", "d", "--registry", ""], "an empty path"),
+        (["pack", "--data", "d", "--output", ""], "an empty path"),
+        (["score", "x.png", "--url", "http://127.0.0.1:9", "--deadline", "inf"], "'deadline' is inf"),
+        (["token"], "'name' is missing"),
         ([*FIT, "--resources", "cpu"], "'cpu' is not like cpu=1,gpu=0.25,memory=4GB"),
         ([*FIT, "--resources", "cpu=1,,2"], "'cpu=1,,2' is not like cpu=1,gpu=0.25,memory=4GB"),
         ([*FIT, "--resources", "cpu=many"], "'cluster.resources.cpu' is 'many'"),
@@ -274,3 +280,23 @@ def test_the_shipped_configurations_are_valid():
     }
     assert {name for name, size in sizes.items() if size == 128} == {"transistor"}
     assert sorted(sizes.values()).count(512) == 9
+
+
+def test_a_server_and_a_token_can_be_named_in_a_file(tmp_path: Path):
+    config = tmp_path / "settings.yaml"
+    config.write_text("url: http://127.0.0.1:9\ncategory: screw\nin_flight: 99\n")
+    refused = run("score", "x.png", "--config", config)
+    assert refused.exit_code == 2
+    assert "'in_flight' is 99" in refused.stderr
+    config.write_text("name: line-3\nrole: admin\n")
+    made = json.loads(run("token", "--config", config, "--rate", "5", "--json").stdout)
+    assert {name: made["entry"][name] for name in ("name", "role", "rate")} == {
+        "name": "line-3",
+        "role": "admin",
+        "rate": 5.0,
+    }
+
+
+@pytest.mark.parametrize(("text", "value"), [("false", False), ("True", True), ("0123", "0123"), ("1e5", "1e5")])
+def test_an_option_of_the_store_is_text_or_a_switch(text: str, value: object):
+    assert settings_of({"storage_option": (f"anon={text}",)}) == {"storage_options": {"anon": value}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -123,6 +124,21 @@ def test_an_empty_file_is_a_file_without_keys(write_yaml: WriteYaml) -> None:
     assert load_config(DetectorConfig, write_yaml("# nothing\n"), {}) == DetectorConfig()
 
 
+@pytest.mark.parametrize(
+    ("text", "flags", "key"),
+    [
+        ("defaults: [1]", {"defaults.recipe": "fast"}, "defaults"),
+        ("cluster: 3", {"cluster.workers": 2}, "cluster"),
+        ("defaults: {encoder: resnet18}", {"defaults.encoder.weights": "timm"}, "encoder"),
+    ],
+)
+def test_flags_do_not_hide_what_is_no_mapping(
+    write_yaml: WriteYaml, text: str, flags: dict[str, Any], key: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"'{key}' is .*a mapping is needed"):
+        load_config(FitConfig, write_yaml(f"{text}\n"), flags)
+
+
 def test_an_unknown_flag_is_a_config_error() -> None:
     with pytest.raises(ConfigError, match=r"the flags: unknown key 'defaults\.recipee'"):
         load_config(FitConfig, None, FIT | {"defaults.recipee": "fast"})
@@ -163,6 +179,14 @@ def test_an_unknown_key_is_named_with_what_is_allowed_there(
         ({"defaults": {"encoder": {"strides": [32, 8]}}}, "defaults.encoder.strides", [32, 8]),
         ({"defaults": {"encoder": {"strides": [8, 8]}}}, "defaults.encoder.strides", [8, 8]),
         ({"defaults": {"encoder": {"strides": []}}}, "defaults.encoder.strides", []),
+        ({"defaults": {"encoder": {"strides": [0]}}}, "defaults.encoder.strides.0", 0),
+        ({"defaults": {"encoder": {"blocks": [-1]}}}, "defaults.encoder.blocks.0", -1),
+        ({"defaults": {"encoder": {"mean": [123.7, 116.3, 103.5]}}}, "defaults.encoder.mean.0", 123.7),
+        ({"defaults": {"encoder": {"std": [0.2, 58.4, 0.2]}}}, "defaults.encoder.std.1", 58.4),
+        ({"defaults": {"level_weights": [1.0, 1.0, math.inf]}}, "defaults.level_weights.2", math.inf),
+        ({"defaults": {"flow": {"clamp": math.inf}}}, "defaults.flow.clamp", math.inf),
+        ({"defaults": {"tiling": {"overlap": 0.99}}}, "defaults.tiling.overlap", 0.99),
+        ({"registry": ""}, "registry", ""),
         ({"defaults": {"flow": {"condition_channels": 6}}}, "defaults.flow.condition_channels", 6),
         ({"defaults": 5}, "defaults", 5),
         ({"only": "screw"}, "only", "screw"),
@@ -338,9 +362,9 @@ def test_all_splits_are_no_split(given_split: str | None, split: str | None) -> 
 
 
 @given(
-    nodes=st.lists(st.tuples(st.floats(0.5, 64), st.integers(0, 8)), min_size=1, max_size=4),
-    cpu=st.floats(0.25, 32),
-    gpu=st.sampled_from([0, 0.25, 0.5, 1, 2]),
+    nodes=st.lists(st.tuples(st.integers(50, 6400), st.integers(0, 8)), min_size=1, max_size=4),
+    cpu=st.integers(25, 3200),
+    gpu=st.sampled_from([0, 10, 20, 25, 50, 100, 200]),
     tasks=st.integers(1, 100),
     wanted=st.one_of(
         st.just("auto"),
@@ -349,12 +373,12 @@ def test_all_splits_are_no_split(given_split: str | None, split: str | None) -> 
     ),
 )
 def test_workers_fit_the_nodes_or_are_refused(
-    nodes: list[tuple[float, int]], cpu: float, gpu: float, tasks: int, wanted: Any
+    nodes: list[tuple[int, int]], cpu: int, gpu: int, tasks: int, wanted: Any
 ) -> None:
-    """A worker lies on one node whole: what is left over on two is no room."""
-    cluster = ClusterConfig(workers=wanted, resources=Resources(cpu=cpu, gpu=gpu))
-    room = sum(min(int(c // cpu), int(g // gpu) if gpu else 10**9) for c, g in nodes)
-    given = [{"CPU": c, "GPU": float(g)} for c, g in nodes]
+    """A worker lies on one node whole: what is left over on two is no room. Processors and a worker's share in hundredths."""
+    cluster = ClusterConfig(workers=wanted, resources=Resources(cpu=cpu / 100, gpu=gpu / 100))
+    room = sum(min(c // cpu, 100 * g // gpu if gpu else 10**9) for c, g in nodes)
+    given = [{"CPU": c / 100, "GPU": float(g)} for c, g in nodes]
     least, _, most = (1, "", tasks) if wanted == "auto" else str(wanted).partition(":")
     least, most = int(least), int(most or least)
     waiting = cluster.model_copy(update={"wait": True})

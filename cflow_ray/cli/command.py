@@ -101,6 +101,9 @@ _SETTING = {  # flags whose setting has another name
 }
 
 
+_SWITCH = {"true": True, "false": False}  # any text counts as true for a store's client; a key may look like a number
+
+
 def settings_of(
     flags: Mapping[str, Any], own_names: Collection[str] = (), detector: str = "defaults"
 ) -> dict[str, Any]:
@@ -113,6 +116,9 @@ def settings_of(
     for name in ("storage_options", "checkpoints"):
         if name in settings:
             settings[name] = _pairs(name, settings[name])
+    if "storage_options" in settings:
+        of_store = settings["storage_options"]
+        settings["storage_options"] = {name: _SWITCH.get(text.lower(), text) for name, text in of_store.items()}
     return settings
 
 

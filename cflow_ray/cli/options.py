@@ -18,7 +18,12 @@ class Names(click.ParamType[tuple[str, ...]]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
         """The names between the commas, without blanks."""
-        return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
+        if not isinstance(value, str):
+            return tuple(value)
+        names = tuple(name.strip() for name in value.split(",") if name.strip())
+        if not names:
+            self.fail(f"{value!r} names nothing; give names with commas between them, e.g. screw,cable", param, ctx)
+        return names
 
 
 class Quantities(click.ParamType[dict[str, str]]):

@@ -10,7 +10,7 @@ import click
 from cflow_ray.cli.ask import ask
 from cflow_ray.cli.command import Output, common, settings_of
 from cflow_ray.cli.options import data_options, resources_option, runtime_option, wait_option, with_options
-from cflow_ray.config import AskConfig, EvaluateConfig, PackConfig, ScoreConfig, load_config
+from cflow_ray.config import AskConfig, EvaluateConfig, PackConfig, ScoreConfig, load_config, read_settings
 from cflow_ray.progress import ProgressBoard
 
 
@@ -87,7 +87,7 @@ def score(out: Output, config_file: str | None, **flags: Any) -> None:
     an image.
     """
     settings = settings_of(flags, own_names=("target_fpr",))
-    if flags["url"] is not None:
+    if read_settings(config_file, settings).get("url") is not None:
         ask(out, load_config(AskConfig, config_file, settings))
         return
     config = load_config(ScoreConfig, config_file, settings)

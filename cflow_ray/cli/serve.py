@@ -11,7 +11,7 @@ import yaml
 
 from cflow_ray.cli.command import Output, common, settings_of
 from cflow_ray.cli.options import resources_option, runtime_option
-from cflow_ray.config import ServeConfig, load_config
+from cflow_ray.config import ServeConfig, TokenConfig, load_config
 
 
 @click.command(epilog="Example: cflow-ray serve --registry s3://line/registry --port 8000")
@@ -40,18 +40,19 @@ def serve(out: Output, config_file: str | None, **flags: Any) -> None:
 
 
 @click.command(epilog="Example: cflow-ray token line-3 --rate 20")
-@click.argument("name")
-@click.option("--role", type=click.Choice(["score", "admin"]), default="score", help="admin may promote too [score].")
+@click.argument("name", required=False)
+@click.option("--role", type=click.Choice(["score", "admin"]), help="admin may promote too [score].")
 @click.option("--rate", type=float, metavar="N", help="Requests a second in the mean, of each replica [no bound].")
 @common
-def token(out: Output, config_file: str | None, storage_option: tuple[str, ...], **entry: Any) -> None:
+def token(out: Output, config_file: str | None, **flags: Any) -> None:
     """Make a bearer token for the server: its entry goes to stdout, the secret, shown this once, to stderr.
 
     Append the entry to the server's file of tokens. It holds a hash; taken out again, the token is let in no longer.
     """
+    config = load_config(TokenConfig, config_file, settings_of(flags))
     from cflow_ray.serve.access import make_token
 
-    secret, made = make_token(entry["name"], entry["role"], entry["rate"])
+    secret, made = make_token(config.name, config.role, config.rate)
     values = made.model_dump(exclude_defaults=True)
     if not out.as_json:
         click.echo(f"token of {made.name}: {secret}", err=True)

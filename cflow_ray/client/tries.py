@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from time import monotonic
 from typing import Any
 
@@ -29,8 +30,8 @@ class Deadline:
     """The time that one call has for all its tries and the waits between them."""
 
     def __init__(self, seconds: float) -> None:
-        if not seconds > 0:
-            raise ConfigError(f"the deadline is {seconds!r}; give a number of seconds above 0")
+        if not 0 < seconds < math.inf:
+            raise ConfigError(f"the deadline is {seconds!r}; give a finite number of seconds above 0")
         self.seconds = seconds
         self._start = monotonic()
 

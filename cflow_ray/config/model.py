@@ -19,7 +19,11 @@ def absolute_uri(uri: object) -> object:
     """A local path made absolute, so that workers with another working folder find it; URIs stay as they are."""
     if isinstance(uri, Path):
         uri = str(uri)
-    return os.path.abspath(os.path.expanduser(uri)) if isinstance(uri, str) and uri and "://" not in uri else uri
+    if not isinstance(uri, str) or "://" in uri:
+        return uri
+    if not uri.strip():
+        raise ValueError("an empty path; give a path or URI (is a variable of the shell unset?)")
+    return os.path.abspath(os.path.expanduser(uri))
 
 
 Uri = Annotated[str, BeforeValidator(absolute_uri)]
@@ -44,9 +48,11 @@ Bytes = Annotated[int, BeforeValidator(parse_size)]
 
 
 class Model(BaseModel):
-    """Base of all configurations: immutable, and an unknown key is an error."""
+    """Base of all configurations: immutable, all numbers finite, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")  # defaults are copied for every instance
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False
+    )  # defaults are copied for every instance
 
 
 AnyModel = TypeVar("AnyModel", bound=Model)
@@ -55,12 +61,19 @@ AnyModel = TypeVar("AnyModel", bound=Model)
 def load_config(kind: type[AnyModel], file: str | None, flags: Mapping[str, Any]) -> AnyModel:
     """A configuration from a YAML file (or none), with the flags that were given laid over it.
 
-    `flags` holds dotted names (`defaults.recipe`); entries that are None or empty were not given.
     Raises ConfigError with the key, what is allowed and what to do.
+    """
+    return validated(kind, read_settings(file, flags), where=file or "the flags")
+
+
+def read_settings(file: str | None, flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a YAML file (or none) under the flags that were given, not validated yet.
+
+    `flags` holds dotted names (`defaults.recipe`); entries that are None or empty were not given.
     """
     values = _read_yaml(file) if file else {}
     given = {name: value for name, value in flags.items() if value is not None and value not in ((), {})}
-    return validated(kind, merge(values, _nested(given)), where=file or "the flags")
+    return merge(values, _nested(given))
 
 
 def _read_yaml(file: str) -> dict[str, Any]:
@@ -88,11 +101,16 @@ def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` laid over `base`, key by key at every depth."""
+    """`over` laid over `base`, key by key at every depth; ConfigError where a mapping would replace a value."""
     merged = dict(base)
     for key, value in over.items():
         below = merged.get(key)
-        merged[key] = merge(below, value) if isinstance(below, dict) and isinstance(value, Mapping) else value
+        if below is None or not isinstance(value, Mapping):
+            merged[key] = value
+        elif isinstance(below, dict):
+            merged[key] = merge(below, value)
+        else:
+            raise ConfigError(f"{key!r} is {below!r}; a mapping is needed, with {', '.join(map(repr, value))} in it.")
     return merged
 
 

@@ -46,7 +46,7 @@ class FitConfig(RunConfig, DataConfig):
     were fitted from the same data, the new one if it is better than the current on the same images, or none."""
     cache_mb: int = Field(default=4096, ge=0)
     """Memory of a worker for encoded features; past it they lie in a memory map in `scratch`."""
-    scratch: str | None = None
+    scratch: Uri | None = None
     """Folder on the worker's node for that memory map; null takes the node's temporary folder."""
     save_seconds: float = Field(default=60, ge=0)
     """How often the state of a fit is kept for a successor; 0: never."""
@@ -97,7 +97,7 @@ class CheckConfig(RunConfig, DataConfig):
 class PackConfig(RunConfig, DataConfig):
     """`cflow-ray pack`: write the images of a data set, or image files as they lie, into tar shards with an index."""
 
-    data: Uri = ""
+    data: Uri | Literal[""] = ""
     """Path or URI of the data set's root or table; empty where `inputs` are given."""
     inputs: tuple[Uri, ...] = ()
     """Instead of `data`: image files, folders or globs of them, or manifests; paths or URIs."""
@@ -284,6 +284,17 @@ class ServeConfig(RunConfig):
         if self.max_images > self.max_waiting:
             raise ValueError(f"max_waiting, {self.max_waiting}, keeps out requests of max_images, {self.max_images}")
         return self
+
+
+class TokenConfig(RunConfig):
+    """`cflow-ray token`: a bearer token for the server."""
+
+    name: str
+    """Of the client, for the access log."""
+    role: Literal["score", "admin"] = "score"
+    """`admin` may promote and roll back too."""
+    rate: float | None = Field(default=None, gt=0)
+    """Requests a second in the mean, of each replica; null sets no bound."""
 
 
 class DemoConfig(Model):

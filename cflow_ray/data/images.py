@@ -112,8 +112,12 @@ def decode(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 
 def decode_mask(content: bytes, size: tuple[int, int], window: Window = WHOLE) -> NDArray[np.bool_]:
-    """A window of a mask at size (H, W), nearest neighbour; every value above 0 is defect. Raises ImageError."""
-    with _opened(content) as image:
+    """A window of a mask at size (H, W), nearest neighbour; every value above 0 is defect. Raises ImageError.
+
+    It is turned upright as the image that it lies over (`decode`).
+    """
+    with _opened(content) as lying:
+        image = ImageOps.exif_transpose(lying)
         colours = [number for number, band in enumerate(image.getbands()) if band != "A"]
         width, height = image.size
         box = (window[0] * width, window[1] * height, window[2] * width, window[3] * height)

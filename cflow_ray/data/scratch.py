@@ -62,5 +62,5 @@ def _mapped_file(size: int, folder: str | None) -> NDArray[np.uint8]:
     except OSError as error:
         raise StorageError(
             f"no room for {size} bytes of encoded features in {folder or tempfile.gettempdir()}: {error.strerror}. "
-            "Give another folder as `scratch`, or raise `cache_mb`."
+            "Give a folder that every node has as `scratch`, or raise `cache_mb`."
         ) from error

@@ -56,6 +56,8 @@ class DayRows:
     day_pattern: str | None = None
     only: Collection[str] = ()
     groups: dict[Group, GroupRows] = field(default_factory=dict)
+    categories: set[str] = field(default_factory=set)
+    """All that rows name, asked for or not."""
     undated: int = 0
     """Rows whose key does not tell their day."""
     undated_example: str | None = None
@@ -85,6 +87,8 @@ class DayRows:
     def _group(self, row: Mapping[str, Any], origin: Origin | None) -> Group | None:
         """Where a row belongs; None where that is unknown, and counted, or not asked for."""
         category = row["category"]
+        if category is not None:
+            self.categories.add(category)
         if self.only and category not in self.only:
             return None
         day = origin.day if origin is not None else None

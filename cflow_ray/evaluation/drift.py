@@ -10,7 +10,7 @@ from itertools import groupby
 from typing import Any, Literal
 
 from cflow_ray.config import DriftConfig
-from cflow_ray.errors import CheckpointError, ConfigError
+from cflow_ray.errors import CheckpointError, ConfigError, DataError
 from cflow_ray.evaluation.comparison import Comparison, Reference, compare, holm_level, reach_of
 from cflow_ray.evaluation.days import COLUMNS, DayRows, Group, GroupRows
 from cflow_ray.model.scoring import Calibration
@@ -86,9 +86,9 @@ class DriftReport:
 def drift(config: DriftConfig, progress: Callable[[int, int], None] = lambda done, total: None) -> DriftReport:
     """Compare score tables with the calibrations of the versions that made them; `progress` gets shards done and all.
 
-    Raises DataError where there is no table or a part is damaged, CheckpointError where a registry is none, ConfigError
-    where a table without a plan needs a registry or a day pattern. A version that its registry lacks, or that is not
-    calibrated, is `unknown`.
+    Raises DataError where there is no table, a part is damaged or no table knows a category, CheckpointError where a
+    registry is none, ConfigError where a table without a plan needs a registry or a day pattern. A version that its
+    registry lacks, or that is not calibrated, is `unknown`.
     """
     tables = [_Table(uri, config) for uri in config.results]
     rows = DayRows(config.day_pattern, config.only)
@@ -99,6 +99,11 @@ def drift(config: DriftConfig, progress: Callable[[int, int], None] = lambda don
                 rows.add(part, table.origin, table.reference_of)
             done += 1
             progress(done, total)
+    known = rows.categories.union(*(table.origin.versions for table in tables if table.origin is not None))
+    if unknown := sorted(set(config.only) - known):
+        raise DataError(
+            f"no category {', '.join(map(repr, unknown))} in the tables; they have {', '.join(sorted(known))}."
+        )
     return report_of(rows, config)
 
 

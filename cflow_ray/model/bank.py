@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
@@ -21,7 +21,7 @@ from cflow_ray.model.graph import Sizes
 from cflow_ray.model.region import covered
 from cflow_ray.model.runtime import CompiledDetector, Runtime, TorchRuntime
 from cflow_ray.model.threads import torch_threads
-from cflow_ray.model.tiling import Layout
+from cflow_ray.model.tiling import Blend, Layout
 
 if TYPE_CHECKING:
     from cflow_ray.model.encoder import Encoder
@@ -36,7 +36,7 @@ Key = TypeVar("Key", bound=Hashable)
 Image = NDArray[np.uint8] | Tensor
 """uint8 (3, H, W)."""
 _Network = tuple[EncoderConfig, str, tuple[int, int]]
-"""An encoder's configuration, the digest of its weights, and height and width of its input."""
+"""An encoder's architecture, the digest of its weights, and height and width of its input."""
 
 
 @dataclass
@@ -55,17 +55,17 @@ class LoadedDetector:
     @property
     def network(self) -> _Network:
         """What turns its images into pyramids."""
-        return self.detector.config.encoder, self.detector.encoder_digest, self.detector.config.size
+        return self.detector.config.encoder.architecture, self.detector.encoder_digest, self.detector.config.size
 
 
 class DetectorBank(Generic[Key]):
     """Detectors by key (a category, or a category and a version), loaded when they are needed.
 
-    `load_detector` gives the detector of a key, `load_encoder` the network of a configuration and a digest of weights;
+    `load_detector` gives the detector of a key, `load_encoder` the network of an architecture and a digest of weights;
     both are called once and kept. `load_model` gives the same network for one size as a model, where there is one, to a
     runtime that can do with it. `runtime` compiles all when they first score. Detectors beyond `capacity_bytes` leave
     with what was compiled of them, least recently used first; those in use always stay. Passes of several threads are
-    serialised; a load holds up neither a pass nor the load of another key.
+    serialised. A load holds up no pass, and reads beside other loads; compiling is one at a time.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class DetectorBank(Generic[Key]):
             for network, of_group in groups.items():
                 for tiles in _passes(of_group, self._tiles_at_once):
                     _map_tiles(self._encoder(network), tiles)
-            return [item.finding() for item in items]
+            return [item.finding for item in items if item.finding is not None]
 
     def _held(self, key: Key) -> LoadedDetector:
         """The detector of a key, read by the first who asks for it while the others wait for that."""
@@ -177,7 +177,7 @@ class DetectorBank(Generic[Key]):
         return held
 
     def _encoder(self, network: _Network) -> CompiledEncoder:
-        """The compiled encoder of a network; only who brings a new one waits for it."""
+        """The compiled encoder of a network; who brings a new one waits for it, and for what is being compiled."""
         if network not in self._compiled_encoders:
             with self._compiling:
                 if network not in self._compiled_encoders:
@@ -217,38 +217,42 @@ class _Item:
     image_3HW: Tensor
     held: LoadedDetector
     layout: Layout
-    maps: list[Tensor] = field(default_factory=list)
-    """Of its tiles, in order."""
+    blend: Blend
+    """Of its tiles' maps, until all are there."""
+    finding: Finding | None = None
 
     @classmethod
     def of(cls, image: Image, held: LoadedDetector) -> _Item:
         """An image as the network is to see it."""
         image_3HW = torch.as_tensor(image)
         layout = Layout.of((image_3HW.shape[1], image_3HW.shape[2]), held.detector.config.input)
-        return cls(covered(image_3HW, held.detector.region_HW), held, layout)
+        return cls(covered(image_3HW, held.detector.region_HW), held, layout, Blend(layout))
 
-    def finding(self) -> Finding:
-        """What its tiles' maps say."""
-        map_HW = self.held.detector.whole(torch.stack(self.maps), self.layout)
-        return Finding(score=self.held.detector.score(map_HW), map_HW=map_HW.cpu().numpy())
+    def add(self, map_hw: Tensor) -> None:
+        """Take in the next tile's map; with the last comes the finding, and no more than that is kept."""
+        self.blend.add(map_hw)
+        if self.blend.is_whole:
+            map_HW = self.held.detector.finished(self.blend.map())
+            self.finding = Finding(score=self.held.detector.score(map_HW), map_HW=map_HW.cpu().numpy())
+            self.blend = Blend(self.layout)
 
 
 def _map_tiles(encoder: CompiledEncoder, tiles: Sequence[tuple[_Item, Tensor]]) -> None:
-    """One pass: the maps of some tiles, each kept with its image."""
+    """One pass: the maps of some tiles, each given to its image."""
     pyramid = encoder(torch.stack([tile_3hw for _, tile_3hw in tiles]))
     for held in {id(item.held): item.held for item, _ in tiles}.values():
         rows = [row for row, (item, _) in enumerate(tiles) if item.held is held]
         assert held.compiled is not None
         maps_Thw = held.compiled.maps(pyramid if len(rows) == len(tiles) else [level[rows] for level in pyramid])
         for row, map_hw in zip(rows, maps_Thw, strict=True):
-            tiles[row][0].maps.append(map_hw)
+            tiles[row][0].add(map_hw)
 
 
 def _passes(items: Sequence[_Item], tiles_at_once: int) -> Iterator[list[tuple[_Item, Tensor]]]:
     """The tiles of some images, so many at a time."""
     waiting: list[tuple[_Item, Tensor]] = []
     for item in items:
-        for tile_3hw in item.layout.cut(item.image_3HW):
+        for tile_3hw in item.layout.tiles(item.image_3HW):
             waiting.append((item, tile_3hw))
             if len(waiting) == tiles_at_once:
                 yield waiting

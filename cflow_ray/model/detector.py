@@ -62,7 +62,11 @@ class Detector(nn.Module):
 
     def whole(self, maps_Thw: Tensor, layout: Layout) -> Tensor:
         """One image's map (H, W) from those of its tiles: blended, smoothed, and 0 outside the region of interest."""
-        return cut_out(layout.blend(maps_Thw)[None], self.region_HW, self.config.smoothing)[0]
+        return self.finished(layout.blend(maps_Thw))
+
+    def finished(self, map_HW: Tensor) -> Tensor:
+        """The same from an image's blended map."""
+        return cut_out(map_HW[None], self.region_HW, self.config.smoothing)[0]
 
     def score(self, map_HW: Tensor) -> float:
         """The score of an image in [0, 1) from its whole map."""

@@ -9,6 +9,7 @@ and the peaks too, is a buffer: detectors of one structure have one graph, and d
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -175,5 +176,10 @@ def _of_fixed_size(encoder: Encoder, size: tuple[int, int]) -> Encoder:
     if not getattr(getattr(encoder.network, "model", None), "dynamic_img_size", False):
         return encoder
     encoder = copy.deepcopy(encoder)
-    cast(Any, encoder.network.model).set_input_size(img_size=size)
+    network = cast(Any, encoder.network.model)
+    padded = [
+        math.ceil(side / of_patch) * of_patch
+        for side, of_patch in zip(size, network.patch_embed.patch_size, strict=True)
+    ]
+    network.set_input_size(img_size=padded)  # images of `size` are padded to whole patches in its forward pass
     return encoder

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,7 @@ from cflow_ray.model.flow import Decoder
 
 # Shapes: N fibres, C channels.
 
+_ROWS_AT_ONCE = 4096
 _SMALLEST_SCALE = 1e-4
 _LARGEST_SCALE = 1e4
 
@@ -20,10 +23,12 @@ def initialise_from_data(decoder: Decoder, fibres_NC: Tensor) -> None:
     The couplings start as the identity. Block 0's scale and offset standardise the channels, its rotation turns them
     to the principal axes of their correlation, block 1's scale whitens those. Maths and parameters stay FrEIA's.
     """
-    fibres_NC = fibres_NC.double()
-    mean_C, std_C = fibres_NC.mean(0), fibres_NC.std(0, correction=0)
+    pieces = [fibres_NC[start : start + _ROWS_AT_ONCE] for start in range(0, len(fibres_NC), _ROWS_AT_ONCE)]
+    mean_C = torch.stack([piece_NC.double().sum(0) for piece_NC in pieces]).sum(0) / len(fibres_NC)
+    squares = [(piece_NC.double() - mean_C).square().sum(0) for piece_NC in pieces]
+    std_C = (torch.stack(squares).sum(0) / len(fibres_NC)).sqrt()
     scale_C = 1 / std_C.clamp_min(max(_SMALLEST_SCALE * float(std_C.max()), 1 / _LARGEST_SCALE))
-    correlation_CC = shrunk_covariance((fibres_NC - mean_C) * scale_C)
+    correlation_CC = shrunk_covariance((piece_NC.double() - mean_C) * scale_C for piece_NC in pieces)
     eigenvalues_C, eigenvectors_CC = torch.linalg.eigh(correlation_CC)
     for block in decoder.blocks:
         block.subnet[2].weight.zero_()
@@ -35,12 +40,19 @@ def initialise_from_data(decoder: Decoder, fibres_NC: Tensor) -> None:
     second.global_scale.copy_(_before_softplus(eigenvalues_C.clamp_min(1e-6).rsqrt())[None])
 
 
-def shrunk_covariance(centred_NC: Tensor) -> Tensor:
-    """Covariance (C, C) shrunk towards a multiple of the identity by Ledoit and Wolf's (2004) optimal weight."""
-    count, channels = centred_NC.shape
-    covariance_CC = centred_NC.T @ centred_NC / count
+def shrunk_covariance(pieces: Iterable[Tensor]) -> Tensor:
+    """Covariance (C, C) shrunk towards a multiple of the identity by Ledoit and Wolf's (2004) optimal weight.
+
+    Of centred fibres (n, C), which come in pieces: all at once in float64 are gigabytes of a wide level.
+    """
+    count, products_CC, squares_CC = 0, torch.zeros(()), torch.zeros(())
+    for piece_nC in pieces:
+        count += len(piece_nC)
+        products_CC = products_CC + piece_nC.T @ piece_nC
+        squares_CC = squares_CC + piece_nC.square().T @ piece_nC.square()
+    covariance_CC, squares_CC = products_CC / count, squares_CC / count
+    channels = len(covariance_CC)
     target = covariance_CC.diagonal().mean()
-    squares_CC = centred_NC.square().T @ centred_NC.square() / count
     noise = (squares_CC - covariance_CC.square()).sum() / count
     distance = (covariance_CC - target * torch.eye(channels, dtype=covariance_CC.dtype)).square().sum()
     weight = float((noise / distance.clamp_min(1e-12)).clamp(0, 1))

@@ -35,20 +35,33 @@ _MAKERS: dict[str, type[OnnxRuntime] | type[OpenVinoRuntime]] = {
 
 
 def open_runtime(name: RuntimeName, device: str = "cpu") -> Runtime:
-    """The runtime of a name, with as many threads as torch has now; raises ConfigError where it is not installed.
+    """The runtime of a name, with as many threads as torch has now; raises ConfigError where it cannot be loaded.
 
-    `auto` is the fastest that is installed, and torch off the CPU.
+    `auto` is the fastest that can be, and torch off the CPU.
     """
     check_runtime(name)
     if name in _MAKERS:
         if torch.device(device).type != "cpu":
             raise ConfigError(f"runtime {name} runs on the CPU, not on {device}. Use runtime torch.")
-        return _MAKERS[name]()
+        return _made(name)
     if name == "auto" and torch.device(device).type == "cpu":
         for fastest, (packages, _) in COMPILING.items():
             if are_installed(packages):
-                return AutoRuntime(_MAKERS[fastest]())
+                try:
+                    return AutoRuntime(_made(fastest))
+                except ConfigError as error:
+                    log.warning("%s", error)
     return TorchRuntime()
+
+
+def _made(name: str) -> Runtime:
+    try:
+        return _MAKERS[name]()
+    except (ImportError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"{name} is installed and cannot be loaded ({reason}). Install it again, or use runtime torch."
+        ) from error
 
 
 def fastest_runtime(device: str = "cpu") -> Runtime:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from itertools import compress
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from cflow_ray.errors import CflowRayError, DataError, ImageError
 from cflow_ray.evaluation.figures import Metrics
 from cflow_ray.model.augmentation import altered_copies
 from cflow_ray.model.bank import DetectorBank
+from cflow_ray.model.calibration import held_out_likelihood
 from cflow_ray.model.context import FitContext, Savepoints, SharedSavepoints
 from cflow_ray.model.detector import Detector
 from cflow_ray.model.device import prepared_device
@@ -50,7 +52,7 @@ from cflow_ray.train.deterministic import deterministic_algorithms
 from cflow_ray.train.likelihood import likeliest, mean_nll
 from cflow_ray.train.memory import PeakMemory
 from cflow_ray.train.progress import CategoryMeter, CategoryProgress
-from cflow_ray.train.promotion import HeldOutImages, promote
+from cflow_ray.train.promotion import promote
 from cflow_ray.train.task import FitSite, FitTask, Outcome
 from cflow_ray.train.testing import score_test_images
 
@@ -108,10 +110,15 @@ class _Fit:
         if not self._is_first:
             return Outcome(self._task.category, "fitted")
         best = likeliest(manifests)
-        held_out = HeldOutImages(features, splits[-1].selection, region_HW)
-        promoted, reason = promote(self._registry, self._task.category, best.version, self._site.promote, held_out)
+        nll_of = partial(self._nll, features, splits[-1].selection, region_HW)
+        promoted, reason = promote(self._registry, self._task.category, best.version, self._site.promote, nll_of)
         seconds = sum(manifest.fit_seconds for manifest in manifests)
         return replace(self._outcome(best, promoted, reason), seconds=round(seconds, 1))
+
+    def _nll(self, features: Features, held_out: Sequence[int], region_HW: Tensor | None, version: str) -> float:
+        """Of the held-out images under a version, mean of the levels."""
+        decoders = self._registry.fitted(self._task.category, version).decoders
+        return fmean(held_out_likelihood(decoders, features, held_out, region_HW).nll)
 
     def _fits(
         self, features: Features, region_HW: Tensor | None, splits: Sequence[Split], meter: CategoryMeter

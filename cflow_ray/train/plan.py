@@ -39,6 +39,8 @@ def plan_fit(config: FitConfig) -> FitPlan:
     """
     data_set = read_data_set(config, config.storage_options)
     wanted = data_set.chosen(config.chosen())
+    if config.all:
+        data_set.chosen(config.categories)  # overrides of a category that is not there are a slip of the pen
     registry = Registry.if_there(Storage(config.registry, config.storage_options))
     _refuse_overlapping([*wanted, *(registry.categories() if registry else ())])
     sizes, files = data_set.root.sizes(), _Files(config.storage_options)

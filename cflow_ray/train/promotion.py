@@ -2,42 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from statistics import fmean
-
-from torch import Tensor
+from collections.abc import Callable
+from dataclasses import replace
 
 from cflow_ray.config import Promotion
 from cflow_ray.errors import CheckpointError
-from cflow_ray.model.calibration import held_out_likelihood
-from cflow_ray.model.features import Features
 from cflow_ray.store.manifest import Manifest
 from cflow_ray.store.registry import Registry
 from cflow_ray.train.likelihood import mean_nll
+from cflow_ray.train.task import Outcome
 
-
-@dataclass(frozen=True)
-class HeldOutImages:
-    """The normal images that chose the steps of a fit."""
-
-    features: Features
-    images: Sequence[int]
-    region_HW: Tensor | None
+NllOf = Callable[[str], float]
+"""The negative log-likelihood, under a version, of the images held out of the fit that has just ended."""
 
 
 def promote(
-    registry: Registry, category: str, version: str, rule: Promotion, held_out: HeldOutImages
+    registry: Registry, category: str, version: str, rule: Promotion, nll_of: NllOf | None = None
 ) -> tuple[bool, str]:
-    """Move the category's pointer by the rule; whether `version` is the best now, and why."""
-    chosen, reason = _choice(registry, category, version, rule, held_out)
+    """Move the category's pointer by the rule; whether `version` is the best now, and why.
+
+    `better-than-current` needs the likelihoods of the version's held-out images.
+    """
+    chosen, reason = _choice(registry, category, version, rule, nll_of)
     if chosen is not None:
         registry.promote(category, chosen)
     return chosen == version, reason
 
 
+def promote_reused(registry: Registry, outcome: Outcome, rule: Promotion) -> Outcome:
+    """Move the pointer to a reused version that the rule was never asked about, or say why it stays.
+
+    That is one that was finished after the pointer last moved: its run was cut off between the two, or had `never`. What
+    was promoted or rolled back since stands.
+    """
+    category, version = outcome.category, outcome.version
+    if version is None or outcome.promoted or rule == "never":
+        return outcome
+    current = registry.pointer_if_there(category)
+    if current is not None and not "" < current.promoted < registry.manifest(category, version).created:
+        return outcome
+    if rule == "better-than-current" and current is not None:
+        note = f"not promoted: {rule} judges after a fit alone. Run: cflow-ray models promote {category} {version}"
+        return replace(outcome, notes=(*outcome.notes, note))
+    is_best, reason = promote(registry, category, version, rule)
+    return replace(outcome, promoted=is_best, notes=(*outcome.notes, *([reason] if reason else [])))
+
+
 def _choice(
-    registry: Registry, category: str, version: str, rule: Promotion, held_out: HeldOutImages
+    registry: Registry, category: str, version: str, rule: Promotion, nll_of: NllOf | None
 ) -> tuple[str | None, str]:
     if rule == "never":
         return None, "not promoted: promote is never"
@@ -46,7 +58,9 @@ def _choice(
         return version, ""
     if rule == "best-nll":
         return _lowest_nll(registry, category, version)
-    return _better_than(registry, category, version, current.version, held_out)
+    if nll_of is None:
+        raise ValueError(f"{rule} needs the likelihoods of held-out images")
+    return _better_than(registry, category, version, current.version, nll_of)
 
 
 def _lowest_nll(registry: Registry, category: str, version: str) -> tuple[str | None, str]:
@@ -71,7 +85,7 @@ def _lowest_nll(registry: Registry, category: str, version: str) -> tuple[str | 
 
 
 def _better_than(
-    registry: Registry, category: str, version: str, current: str, held_out: HeldOutImages
+    registry: Registry, category: str, version: str, current: str, nll_of: NllOf
 ) -> tuple[str | None, str]:
     """The new version where the present images are likelier under it than under the current one.
 
@@ -82,22 +96,17 @@ def _better_than(
         return None, f"not promoted: {current} has another encoder or input, so likelihoods do not compare"
     ours, theirs = mean_nll(new), mean_nll(old)
     if new.data_digest != old.data_digest or ours is None or theirs is None:
-        ours, theirs = (_nll(registry, category, name, held_out) for name in (version, current))
+        ours, theirs = map(nll_of, (version, current))
     if ours < theirs:
         return version, f"better than {current}: held-out NLL {ours:.4f} against {theirs:.4f}"
     return None, f"not promoted: held-out NLL {ours:.4f}, {current} has {theirs:.4f}"
-
-
-def _nll(registry: Registry, category: str, version: str, held_out: HeldOutImages) -> float:
-    decoders = registry.fitted(category, version).decoders
-    return fmean(held_out_likelihood(decoders, held_out.features, held_out.images, held_out.region_HW).nll)
 
 
 def _same_features(one: Manifest, other: Manifest) -> bool:
     """Whether two versions describe the same features of an image, so that their likelihoods compare."""
     return (
         one.encoder_digest == other.encoder_digest
-        and one.detector.encoder == other.detector.encoder
+        and one.detector.encoder.architecture == other.detector.encoder.architecture
         and one.detector.input == other.detector.input
         and one.detector.region == other.detector.region
     )

@@ -6,7 +6,7 @@ import logging
 import re
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -19,6 +19,7 @@ from cflow_ray.config import ClusterConfig, FitConfig, Range
 from cflow_ray.store.registry import Registry
 from cflow_ray.store.storage import Storage
 from cflow_ray.train.plan import FitPlan, plan_fit
+from cflow_ray.train.promotion import promote_reused
 from cflow_ray.train.queue import QueueActor, QueueStatus, Watch
 from cflow_ray.train.strikes import StrikeOnDeath
 from cflow_ray.train.summary import write_summary
@@ -43,21 +44,12 @@ def fit(config: FitConfig, watch: Watch = lambda status: None) -> list[Outcome]:
     parts = _parts(plan, config.cluster) if plan.due else []
     registry = Registry.create(Storage(config.registry, config.storage_options))
     registry.storage.write(f"_runs/{plan.site.run}/config.json", config.model_dump_json(indent=2).encode())
-    settled = [_promoted_if_none_is(registry, outcome, config) for outcome in plan.settled]
+    settled = [promote_reused(registry, outcome, config.promote) for outcome in plan.settled]
     watch(QueueStatus({}, {outcome.category: outcome for outcome in settled}))
     fitted = [outcome for part in parts for outcome in _train(part, plan.site, config, watch)]
     outcomes = sorted([*settled, *fitted], key=lambda outcome: outcome.category)
     write_summary(registry.storage, plan.site.run, outcomes)
     return outcomes
-
-
-def _promoted_if_none_is(registry: Registry, outcome: Outcome, config: FitConfig) -> Outcome:
-    """Completes a run that was cut off between a version and the pointer to it."""
-    lacks_pointer = outcome.version is not None and registry.pointer_if_there(outcome.category) is None
-    if outcome.version is None or not lacks_pointer or config.promote == "never":
-        return outcome
-    registry.promote(outcome.category, outcome.version)
-    return replace(outcome, promoted=True)
 
 
 @dataclass(frozen=True)

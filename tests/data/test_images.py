@@ -376,6 +376,15 @@ def test_a_turned_photo_equals_the_upright_one(encode: Encode, photo: Pixels, ki
         assert np.array_equal(prepared.pixels_3HW, prepare(encode(photo), square(32)).pixels_3HW)
 
 
+@pytest.mark.parametrize("orientation", UPRIGHT_FROM)
+def test_a_mask_is_turned_as_the_image_that_it_lies_over(encode: Encode, photo: Pixels, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    mask = np.where(photo > 100, photo, 0).astype(np.uint8)
+    stored = np.ascontiguousarray(UPRIGHT_FROM[orientation](mask))
+    assert np.array_equal(decode_mask(encode(stored, exif=exif), (24, 40)), mask.max(axis=2) > 0)
+
+
 @pytest.mark.parametrize("orientation", [0, 9, 255])
 def test_an_orientation_that_is_none_changes_nothing(encode: Encode, photo: Pixels, orientation: int) -> None:
     exif = Image.Exif()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -21,7 +22,7 @@ from cflow_ray.model.flow import Decoder
 from cflow_ray.model.folded import FoldedDecoder
 from cflow_ray.model.initialisation import initialise_from_data
 from cflow_ray.model.scoring import Calibration
-from cflow_ray.model.tiling import Layout
+from cflow_ray.model.tiling import Blend, Layout
 
 FLOW = FlowConfig(blocks=2, condition_channels=8)
 SIDES = {"cat": 64, "cup": 64, "rocket": 96, "tile": 96, "screw": 64}
@@ -163,6 +164,20 @@ def test_categories_that_share_encoder_and_size_share_a_pass(
     assert len(loads.encoders) == 1
 
 
+def test_the_same_weights_by_another_name_are_the_same_encoder(
+    detectors: dict[str, Detector], encoder: Encoder, photographs: Tensor, passes: list[int]
+) -> None:
+    plain = make_detector(encoder, photographs, 64, seed=9)
+    renamed = plain.config.encoder.model_copy(update={"weights": "/weights/lite0.safetensors"})
+    config = plain.config.model_copy(update={"encoder": renamed})
+    other = Detector(config, list(plain.decoders), plain.calibration, "weights")
+    passes.clear()
+    loads = Loads({**detectors, "other": other}, encoder)
+    loads.bank().score_batch([photographs[0], photographs[1]], ["cat", "other"])
+    assert passes == [2]
+    assert len(loads.encoders) == 1
+
+
 def test_other_weights_are_another_encoder(
     detectors: dict[str, Detector], encoder: Encoder, photographs: Tensor, passes: list[int]
 ) -> None:
@@ -171,7 +186,8 @@ def test_other_weights_are_another_encoder(
     loads = Loads({**detectors, "other": other}, encoder)
     loads.bank().score_batch([photographs[0], photographs[1]], ["cat", "other"])
     assert passes == [1, 1]
-    assert loads.encoders == [(encoder.config, "weights"), (encoder.config, "other weights")]
+    network = encoder.config.architecture
+    assert loads.encoders == [(network, "weights"), (network, "other weights")]
 
 
 def test_everything_is_loaded_once(loads: Loads, mixed: tuple[list[Tensor], list[str]]) -> None:
@@ -322,6 +338,26 @@ def test_a_tiled_image_is_the_blend_of_its_tiles_each_scored_alone(
     assert finding.map_HW.shape == (150, 200)
     assert np.abs(finding.map_HW - expected_HW.numpy()).max() <= 1e-5
     assert finding.score == pytest.approx(tiling.score(expected_HW), abs=1e-5)
+
+
+def test_of_a_tiled_image_no_more_maps_are_kept_than_a_pass_has(
+    tiling: Detector, encoder: Encoder, photographs: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each goes into the image's one map, so that overlap and number of images do not add up in memory."""
+    maps: list[weakref.ref[Tensor]] = []
+    at_once: list[int] = []
+    add = Blend.add
+
+    def counted(self: Blend, map_hw: Tensor) -> None:
+        add(self, map_hw)
+        maps.append(weakref.ref(map_hw))
+        at_once.append(sum(one() is not None for one in maps))
+
+    monkeypatch.setattr(Blend, "add", counted)
+    images = [large(photographs, 240, 250), large(photographs, 200, 256)]
+    DetectorBank[str](lambda key: tiling, lambda config, digest: encoder).score_batch(images, ["", ""])
+    assert len(maps) > 2 * 16
+    assert max(at_once) <= 2
 
 
 def test_tiled_and_whole_images_of_several_categories_share_a_batch(

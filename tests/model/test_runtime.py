@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import logging
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 
 import numpy as np
 import pytest
@@ -152,21 +153,22 @@ def test_tiles_of_large_images_are_compiled_too(runtime: Runtime, lite0: Encoder
 
 
 @pytest.mark.parametrize(
-    ("name", "levels"),
+    ("name", "levels", "size"),
     [
-        ("resnet18", {"strides": (8, 16)}),
-        ("vit_tiny_patch16_224", {"blocks": (1, 3)}),
-        ("convnext_atto", {"strides": (8, 16)}),
+        ("resnet18", {"strides": (8, 16)}, (64, 96)),
+        ("vit_tiny_patch16_224", {"blocks": (1, 3)}, (64, 96)),
+        ("vit_tiny_patch16_224", {"blocks": (1, 3)}, (60, 100)),  # no multiple of its patches
+        ("convnext_atto", {"strides": (8, 16)}, (64, 96)),
     ],
 )
 def test_encoders_of_every_kind_compile_at_sizes_not_their_own(
-    runtime: Runtime, name: str, levels: dict[str, tuple[int, ...]]
+    runtime: Runtime, name: str, levels: dict[str, tuple[int, ...]], size: tuple[int, int]
 ) -> None:
     torch.manual_seed(0)
     encoder = Encoder(EncoderConfig(name=name, **levels), timm.create_model(name).state_dict())
-    images = torch.randint(0, 256, (3, 3, 64, 96), dtype=torch.uint8)
+    images = torch.randint(0, 256, (3, 3, *size), dtype=torch.uint8)
     expected = encoder(images)
-    for level, wanted in zip(runtime.compile_encoder(encoder, (64, 96))(images), expected, strict=True):
+    for level, wanted in zip(runtime.compile_encoder(encoder, size)(images), expected, strict=True):
         torch.testing.assert_close(level, wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
     for level, wanted in zip(encoder(images), expected, strict=True):  # compiling leaves the encoder as it was
         assert torch.equal(level, wanted)
@@ -367,6 +369,27 @@ def test_auto_is_the_fastest_that_is_installed(
     else:
         assert isinstance(opened, AutoRuntime)
         assert opened.name == kind
+
+
+def test_a_runtime_that_is_installed_and_broken_is_passed_over_by_auto_and_told_by_name(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for package in ("onnx", "onnxruntime", "openvino"):
+        pytest.importorskip(package)
+    load = importlib.import_module
+
+    def broken(name: str) -> ModuleType:
+        if name == "onnxruntime":
+            raise ImportError("libonnxruntime.so: cannot enable executable stack")
+        return load(name)
+
+    monkeypatch.setattr(importlib, "import_module", broken)
+    with pytest.raises(ConfigError, match=r"cannot be loaded .*executable stack.*runtime torch"):
+        open_runtime("onnxruntime")
+    opened = open_runtime("auto")
+    assert isinstance(opened, AutoRuntime)
+    assert opened.name == "openvino"
+    assert "executable stack" in caplog.text
 
 
 def test_the_gpu_is_torchs() -> None:

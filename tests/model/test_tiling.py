@@ -16,7 +16,7 @@ from cflow_ray.model.tiling import Layout
 
 SIDES = st.integers(32, 400)
 TILES = st.tuples(st.sampled_from([32, 48, 64, 100]), st.sampled_from([32, 48, 64, 100]))
-OVERLAPS = st.floats(0, 0.95)
+OVERLAPS = st.floats(0, 0.9)
 
 
 def tiled(tile: tuple[int, int], overlap: float) -> InputConfig:

@@ -52,6 +52,14 @@ def test_the_categories_listed_are_those_fitted_unless_all_are_asked_for(fit_con
     assert [task.category for task in plan_fit(fit_config(**listed, only=("grid",))).due] == ["grid"]
 
 
+def test_overrides_of_a_category_that_is_not_there_are_refused_where_all_are_fitted(fit_config: FitConfigOf) -> None:
+    """A slip of the pen would fit that category with the defaults, and nobody would know."""
+    with pytest.raises(DataError, match=r"no category 'wave' in .*grid, weave"):
+        plan_fit(fit_config(categories={"wave": {"input_size": 128}}, all=True))
+    (task,) = plan_fit(fit_config(categories={"cable": {}}, only=("grid",))).due  # one file for many lines' data
+    assert task.category == "grid"
+
+
 def test_unknown_categories_are_named_with_those_there_are(fit_config: FitConfigOf) -> None:
     with pytest.raises(DataError, match=r"no category 'girder' .* it has grid, weave"):
         plan_fit(fit_config(only=("girder", "grid")))

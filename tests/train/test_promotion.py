@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
-from cflow_ray.config import FitConfig
+from cflow_ray.config import FitConfig, Promotion
 from cflow_ray.store.registry import Registry
 from cflow_ray.store.storage import Storage
 from cflow_ray.train.category import fit_category
 from cflow_ray.train.likelihood import likeliest, mean_nll
 from cflow_ray.train.plan import plan_fit
+from cflow_ray.train.promotion import promote_reused
 from cflow_ray.train.task import Outcome
 from tests.train.conftest import FitConfigOf
 
@@ -69,6 +71,47 @@ def test_never_leaves_even_a_first_version_unpromoted(fit_config: FitConfigOf) -
     outcome, registry = fitted(fit_config(only=("grid",), promote="never"))
     assert not outcome.promoted
     assert registry.pointer_if_there("grid") is None
+
+
+def left_behind(fit_config: FitConfigOf) -> tuple[Outcome, Outcome, Registry]:
+    """A version that is the best, and the reused outcome of a later one whose run ended before it was promoted."""
+    first, registry = fitted(fit_config(only=("grid",), categories={"grid": WORSE}))
+    second, _ = fitted(fit_config(only=("grid",), promote="never"))
+    path = f"grid/{second.version}/manifest.json"
+    manifest = json.loads(registry.storage.read(path))
+    registry.storage.write(path, json.dumps(manifest | {"created": "2999-01-01T00:00:00+00:00"}).encode())
+    (reused,) = plan_fit(fit_config(only=("grid",))).settled
+    assert (reused.status, reused.version, reused.promoted) == ("reused", second.version, False)
+    return first, reused, registry
+
+
+@pytest.mark.parametrize("rule", ["newest", "best-nll"])
+def test_a_version_that_was_left_behind_is_promoted_by_the_run_that_reuses_it(
+    fit_config: FitConfigOf, rule: Promotion
+) -> None:
+    _, reused, registry = left_behind(fit_config)
+    assert promote_reused(registry, reused, rule).promoted
+    assert registry.best("grid") == reused.version
+
+
+def test_a_version_that_only_its_fit_can_judge_is_left_where_it_is_and_told(fit_config: FitConfigOf) -> None:
+    first, reused, registry = left_behind(fit_config)
+    assert not promote_reused(registry, reused, "never").promoted
+    told = promote_reused(registry, reused, "better-than-current")
+    assert not told.promoted
+    assert "models promote grid" in told.notes[-1]
+    assert registry.best("grid") == first.version
+
+
+@pytest.mark.parametrize("rule", ["newest", "best-nll", "better-than-current"])
+def test_a_rollback_stands_when_the_version_is_reused(fit_config: FitConfigOf, rule: Promotion) -> None:
+    first, registry = fitted(fit_config(only=("grid",), categories={"grid": WORSE}))
+    second, _ = fitted(fit_config(only=("grid",)))
+    registry.rollback("grid")
+    (reused,) = plan_fit(fit_config(only=("grid",))).settled
+    assert reused.version == second.version
+    assert promote_reused(registry, reused, rule) == reused
+    assert registry.best("grid") == first.version
 
 
 @pytest.mark.parametrize("rule", ["best-nll", "better-than-current"])
