@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -13,9 +14,9 @@ from cflow_ray.model.features import Features
 from cflow_ray.model.fitted import Fitted
 from cflow_ray.model.flow import Decoder
 from cflow_ray.model.folded import FoldedDecoder
-from cflow_ray.model.partition import halve_normals
+from cflow_ray.model.partition import Split, halve_normals
 from cflow_ray.model.region import inside
-from cflow_ray.model.scoring import Calibration
+from cflow_ray.model.scoring import LARGEST, Calibration
 
 # Shapes: T tiles, h x w locations of a level, H x W pixels of the network's input.
 
@@ -69,6 +70,27 @@ def image_scores_of(detector: Detector, features: Features, images: Sequence[int
         maps_Thw = detector.maps([level.maps(tiles) for level in features.levels])
         scores.append(detector.score(detector.whole(maps_Thw, features.layouts[image])))
     return scores
+
+
+def calibration_scores(splits: Sequence[Split], scores: Sequence[Tensor]) -> list[float]:
+    """What the last model, which is kept, would say of every calibration image, had it not seen it.
+
+    `scores` are each model's of what it held out (`Split.held_out`). Models of other images give an image other scores,
+    and where images hardly differ, as under a fixed camera, these differ by more than the images do: a model of its own
+    would then call all fresh images anomalous, or none. So the kept model's mean difference to a fold's, over the images
+    that both held out for selection, is added to the fold's scores.
+    """
+    by_image = [
+        dict(zip(split.held_out, of_model.tolist(), strict=True))
+        for split, of_model in zip(splits, scores, strict=True)
+    ]
+    kept = {image: by_image[-1][image] for image in splits[-1].selection}
+    aligned = []
+    for split, of_model in zip(splits, by_image, strict=True):
+        differences = [kept[image] - of_model[image] for image in split.selection if image in kept]
+        offset = fmean(differences) if differences else 0.0
+        aligned += [min(max(of_model[image] + offset, 0.0), LARGEST) for image in split.calibration]
+    return aligned
 
 
 def _quantile(values: Tensor, share: float) -> float:

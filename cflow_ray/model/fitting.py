@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cflow_ray.config import DetectorConfig
-from cflow_ray.model.calibration import held_out_likelihood, image_scores_of
+from cflow_ray.model.calibration import calibration_scores, held_out_likelihood, image_scores_of
 from cflow_ray.model.context import ALONE, FitContext
 from cflow_ray.model.descent import fit_level
 from cflow_ray.model.features import Features
@@ -52,31 +52,30 @@ def fit_detector(
     if len(features.levels) != config.encoder.levels:
         raise ValueError(f"features of {len(features.levels)} levels for an encoder of {config.encoder.levels}")
     splits = splits or splits_of(len(features), config, seed)
-    scores, first = _kept_scores(context)
-    for number, split in list(enumerate(splits))[first:]:
+    scores = _kept_scores(context)
+    for number, split in list(enumerate(splits))[len(scores) :]:
         of_model = context.of_model(number, len(splits))
         decoders = _fit_levels(features, split, config, model_seed(seed, number), of_model, region_HW)
         held_out = held_out_likelihood(decoders, features, split.selection, region_HW)
         fitted = Fitted(config, decoders, Calibration(held_out.peaks, ()), region_HW, held_out.nll)
-        own = image_scores_of(fitted.detector(), features, share_of(split.calibration, context.team))
-        scores += interleaved(context.team.gather(own))
+        own = image_scores_of(fitted.detector(), features, share_of(split.held_out, context.team))
+        scores.append(torch.tensor(interleaved(context.team.gather(own)), dtype=torch.float64))
         if number + 1 < len(splits) and context.savepoints.due(_SCORES):
-            _keep_scores(context, scores, number + 1)
-    return replace(fitted, calibration=Calibration.of(fitted.calibration.peaks, scores))
+            _keep_scores(context, scores)
+    return replace(fitted, calibration=Calibration.of(fitted.calibration.peaks, calibration_scores(splits, scores)))
 
 
-def _kept_scores(context: FitContext) -> tuple[list[float], int]:
-    """The calibration scores of an earlier run's finished models, and how many models these are; never the last."""
-    kept = context.savepoints.load(_SCORES)
-    return ([], 0) if kept is None else (kept["scores"].tolist(), int(kept["models"]))
+def _kept_scores(context: FitContext) -> list[Tensor]:
+    """Of an earlier run's finished models, each one's scores of what it held out; never the last."""
+    kept = context.savepoints.load(_SCORES) or {}
+    return [kept[str(number)] for number in range(len(kept))]
 
 
-def _keep_scores(context: FitContext, scores: list[float], models: int) -> None:
+def _keep_scores(context: FitContext, scores: Sequence[Tensor]) -> None:
     """From here on the finished models' own states are not needed."""
-    state = {"scores": torch.tensor(scores, dtype=torch.float64), "models": torch.tensor(models)}
-    context.savepoints.save(_SCORES, state)
-    for number in range(models):
-        context.of_model(number, models).savepoints.forget("")
+    context.savepoints.save(_SCORES, {str(number): of_model for number, of_model in enumerate(scores)})
+    for number in range(len(scores)):
+        context.of_model(number, len(scores)).savepoints.forget("")
 
 
 def _fit_levels(

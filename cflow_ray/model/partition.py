@@ -23,6 +23,11 @@ class Split:
     selection: tuple[int, ...]
     calibration: tuple[int, ...]
 
+    @property
+    def held_out(self) -> tuple[int, ...]:
+        """All that did not train: what calibrates, then what selected."""
+        return (*self.calibration, *self.selection)
+
 
 def splits_of(count: int, config: DetectorConfig, seed: int) -> list[Split]:
     """The split of every model that a category's fit takes, the last one that of the model that is kept."""

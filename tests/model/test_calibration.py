@@ -17,12 +17,13 @@ from torch import Tensor
 from cflow_ray.config import DetectorConfig, EncoderConfig, FlowConfig
 from cflow_ray.data.synthetic import normal_images
 from cflow_ray.errors import DataError
-from cflow_ray.model.calibration import calibrated
+from cflow_ray.model.calibration import calibrated, calibration_scores
 from cflow_ray.model.encoder import Encoder
 from cflow_ray.model.features import Features, encode
 from cflow_ray.model.fitted import Fitted
 from cflow_ray.model.fitting import fit_detector, image_scores_of
 from cflow_ray.model.flow import Decoder
+from cflow_ray.model.partition import Split
 from cflow_ray.model.scoring import Calibration
 from cflow_ray.model.tiling import Layout
 from tests.model.conftest import MakeDecoder
@@ -86,6 +87,49 @@ def assert_uniform(p_values: NDArray[np.float64], calibration: int) -> None:
     for target in (0.1, 0.25, 0.5, 0.75, 0.9):
         low, high = band(calibration, target)
         assert low <= int((p_values <= target).sum()) <= high
+
+
+@pytest.mark.parametrize("noise", [0.01, 1.0])
+def test_folds_keep_the_promise_where_images_hardly_differ_too(noise: float) -> None:
+    """Under a fixed camera models of other images differ by more than images do; the mean of fits tells, no single one."""
+    fits, images, fresh = 20, 24, 100
+    of_folds = DetectorConfig(
+        encoder=EncoderConfig(strides=(8, 16)),
+        flow=FlowConfig(blocks=2, condition_channels=8),
+        input_size=SIDE,
+        recipe="fast",
+        calibration="cross",
+    )
+    shares = []
+    for seed in range(fits):
+        generator = torch.Generator().manual_seed(seed)
+        scene = [torch.randn(channels, side, side, generator=generator) for channels, side in ((5, 8), (6, 4))]
+
+        def seen(count: int, scene: list[Tensor] = scene, generator: torch.Generator = generator) -> list[Tensor]:
+            return [level + noise * torch.randn(count, *level.shape, generator=generator) for level in scene]
+
+        fitted = fit_detector(Features.of_pyramid(seen(images), (SIDE, SIDE)), of_folds, seed)
+        detector = fitted.detector()
+        p_values = [fitted.calibration.p_value(detector.score(map_HW)) for map_HW in detector.maps(seen(fresh))]
+        shares.append(float(np.mean(np.array(p_values) <= 0.05)))
+    rank = int(0.05 * (images + 1))
+    share = stats.betabinom(fresh, rank, images + 1 - rank)
+    expected, error = share.mean() / fresh, share.std() / fresh / fits**0.5
+    assert expected - 3.3 * error <= np.mean(shares) <= expected + 3.3 * error
+
+
+def test_folds_are_brought_to_the_level_of_the_kept_model_by_the_images_that_both_held_out() -> None:
+    splits = [
+        Split((2, 3, 4), selection=(5, 0), calibration=(1,)),
+        Split((1, 4, 5), selection=(0, 2), calibration=(3,)),
+        Split((1, 2, 5), selection=(4,), calibration=(0,)),  # it shares none with the last
+        Split((1, 3, 4), selection=(0, 2, 5), calibration=()),
+    ]
+    scores = [torch.tensor(of_model) for of_model in ([0.5, 0.3, 0.1], [0.4, 0.6, 0.4], [0.7, 0.9], [0.2, 0.3, 0.1])]
+    aligned = calibration_scores(splits, scores)  # offsets (-.2 + .1) / 2, (-.4 - .1) / 2, none
+    assert aligned == pytest.approx([0.45, 0.15, 0.7])
+    scores[3] = scores[3] + 10
+    assert max(calibration_scores(splits, scores)) < 1
 
 
 # -- weights that are fixed
