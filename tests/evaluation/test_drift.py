@@ -247,6 +247,16 @@ def test_tables_are_compared_with_the_calibration_in_the_registry_of_their_plan(
     assert found.categories[0].verdict == "watch"
 
 
+def test_a_category_that_no_table_knows_is_refused_instead_of_being_quiet(line: Line) -> None:
+    drifted = line.night(9, 2.0)
+    assert run(drifted, "--category", "screw", "--fail-on-drift").exit_code == 1
+    misspelled = run(drifted, "--category", "screw,scrw", "--fail-on-drift")
+    assert misspelled.exit_code == 1
+    assert "no category 'scrw' in the tables; they have screw" in misspelled.stderr
+    planned = line.night(10, category=None, checkpoint=None, score=None, p_value=None, error="empty file")
+    assert run(planned, "--category", "screw").exit_code == 0  # its plan has it
+
+
 def test_a_table_that_is_compacted_meanwhile_is_read_whole(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
     night = line.night(9)
     expected = drift(line.config(night))

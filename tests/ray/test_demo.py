@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,10 @@ def written(output: Path) -> dict[str, int]:
 
 
 def test_a_second_run_takes_up_where_the_first_stopped(miniature: Path, tmp_path: Path):
-    output = tmp_path / "demo"
-    arguments = ["demo", "--data", str(miniature), "--category", "brick", "--output", str(output), "--json"]
+    output, data = tmp_path / "demo", tmp_path / "data"
+    shutil.copytree(miniature / "brick", data / "brick")
+    shutil.copytree(miniature / "brick" / "train", data / "untested" / "train")
+    arguments = ["demo", "--data", str(data), "--output", str(output), "--json"]
     first = CliRunner().invoke(main, arguments)
     assert first.exit_code == 0, first.output
     summary = json.loads(first.stdout)
