@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def _flags() -> ArgumentParser:
-    flags = parser("serve images over HTTP")
+    flags = parser("serve images over HTTP", rounds=3)
     flags.set_defaults(threads=os.cpu_count())
     flags.add_argument("--seconds", type=float, default=15, help="of every measurement, after a third as much")
     flags.add_argument("--registered", type=int, default=300, help="categories of the registry with cold ones")

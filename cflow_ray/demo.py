@@ -24,7 +24,6 @@ from cflow_ray.config import (
     PackConfig,
     ScoreConfig,
     ServeConfig,
-    absolute_uri,
 )
 from cflow_ray.data import elpv, synthetic
 from cflow_ray.data.datasets import read_data_set
@@ -144,7 +143,7 @@ def _write_data(config: DemoConfig, root: Storage) -> str:
         log.info("%s", elpv.LICENCE)
         files = elpv.elpv_files(config.only or elpv.CATEGORIES, seed=config.seed)
     else:
-        return str(absolute_uri(config.data))
+        return config.data
     folder = f"data/{config.data}"
     wanted = json.dumps({"only": config.only, "seed": config.seed}).encode()
     if root.read_if_there(f"{folder}/{_WRITTEN}") == wanted:
@@ -281,9 +280,7 @@ def _draw_heat_maps(
     inputs = {category: registry.manifest(category, registry.best(category)).detector.input for category in shown}
     for category, samples in shown.items():
         for sample in samples:
-            row = by_key.get(sample.image)
-            if row is None:
-                continue
+            row = by_key[sample.image]
             map_HW = decode_map(read_maps(results, row["map"])[sample.image])
             pixels = prepare(data_set.root.read(sample.image), inputs[category]).pixels_3HW
             mask_HW = read_mask(data_set.root, sample, map_HW.shape)

@@ -129,13 +129,13 @@ def test_an_empty_file_is_a_file_without_keys(write_yaml: WriteYaml) -> None:
     [
         ("defaults: [1]", {"defaults.recipe": "fast"}, "defaults"),
         ("cluster: 3", {"cluster.workers": 2}, "cluster"),
-        ("defaults: {encoder: resnet18}", {"defaults.encoder.weights": "timm"}, "encoder"),
+        ("defaults: {encoder: resnet18}", {"defaults.encoder.weights": "timm"}, r"defaults\.encoder"),
     ],
 )
 def test_flags_do_not_hide_what_is_no_mapping(
     write_yaml: WriteYaml, text: str, flags: dict[str, Any], key: str
 ) -> None:
-    with pytest.raises(ConfigError, match=f"'{key}' is .*a mapping is needed"):
+    with pytest.raises(ConfigError, match=f"config.yaml: '{key}' is .*a mapping is needed"):
         load_config(FitConfig, write_yaml(f"{text}\n"), flags)
 
 
@@ -181,11 +181,8 @@ def test_an_unknown_key_is_named_with_what_is_allowed_there(
         ({"defaults": {"encoder": {"strides": []}}}, "defaults.encoder.strides", []),
         ({"defaults": {"encoder": {"strides": [0]}}}, "defaults.encoder.strides.0", 0),
         ({"defaults": {"encoder": {"blocks": [-1]}}}, "defaults.encoder.blocks.0", -1),
-        ({"defaults": {"encoder": {"mean": [123.7, 116.3, 103.5]}}}, "defaults.encoder.mean.0", 123.7),
-        ({"defaults": {"encoder": {"std": [0.2, 58.4, 0.2]}}}, "defaults.encoder.std.1", 58.4),
         ({"defaults": {"level_weights": [1.0, 1.0, math.inf]}}, "defaults.level_weights.2", math.inf),
         ({"defaults": {"flow": {"clamp": math.inf}}}, "defaults.flow.clamp", math.inf),
-        ({"defaults": {"tiling": {"overlap": 0.99}}}, "defaults.tiling.overlap", 0.99),
         ({"registry": ""}, "registry", ""),
         ({"defaults": {"flow": {"condition_channels": 6}}}, "defaults.flow.condition_channels", 6),
         ({"defaults": 5}, "defaults", 5),
@@ -434,6 +431,18 @@ def test_an_address_joins_and_its_absence_starts_a_cluster(monkeypatch: pytest.M
 def test_a_normalisation_is_three_values_and_divides(encoder: dict[str, object]):
     with pytest.raises(ConfigError, match=next(iter(encoder))):
         load_config(FitConfig, None, {"data": "d", "registry": "r", "defaults.encoder": encoder})
+
+
+@pytest.mark.parametrize("where", ["defaults", "categories.screw"])
+@pytest.mark.parametrize(("name", "values"), [("mean", [123.7, 116.3, 103.5]), ("std", [0.2, 58.4, 0.2])])
+def test_a_normalisation_of_pixels_up_to_255_is_refused(
+    write_yaml: WriteYaml, where: str, name: str, values: list[float]
+) -> None:
+    encoder = {"encoder": {name: values}}
+    told = refused(write_yaml, {"defaults": encoder} if where == "defaults" else {"categories": {"screw": encoder}})
+    assert f"{where}: encoder.{name} is {values}" in told
+    assert "divide it by 255" in told
+    assert DetectorConfig.model_validate(encoder)  # versions of before can be read
 
 
 def test_an_import_lays_its_settings_over_what_the_file_names_and_that_over_what_it_leaves_open():

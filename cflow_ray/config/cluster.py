@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from cflow_ray.config.model import Bytes, Model
 from cflow_ray.errors import ConfigError
 
-_ROUNDING = 1e-6  # five fifths of a GPU fit it, although 1.0 // 0.2 is 4; Ray counts in ten-thousandths
+_PARTS = 10_000  # of one, in which Ray counts: five fifths of a GPU fit it, although 1.0 // 0.2 is 4
 
 
 class Resources(Model):
@@ -35,7 +35,7 @@ class Resources(Model):
 
     def room(self, node: Mapping[str, float]) -> int:
         """How many workers fit a node with these resources."""
-        return min(math.floor(node.get(name, 0) / value + _ROUNDING) for name, value in self.as_ray().items())
+        return min(round(node.get(name, 0) * _PARTS) // round(value * _PARTS) for name, value in self.as_ray().items())
 
     def __str__(self) -> str:
         """As an error says it."""

@@ -15,9 +15,8 @@ Runtime = Literal["auto", "torch", "openvino", "onnxruntime"]
 Size = tuple[Annotated[int, Field(ge=32, le=4096)], Annotated[int, Field(ge=32, le=4096)]]
 """Height and width in pixels."""
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-_Shade = Annotated[float, Field(ge=0, le=1)]
-Channels = tuple[_Shade, _Shade, _Shade]
-"""One value each for red, green and blue, where 1 is the brightest."""
+Channels = tuple[float, float, float]
+"""One value each for red, green and blue."""
 
 
 _PLACES_OF_WEIGHTS = ("wheel", "timm", "registry")
@@ -84,7 +83,7 @@ class FlowConfig(Model):
     """The shape of every level's decoder (paper section 4; defaults are the official code's)."""
 
     blocks: int = Field(default=8, ge=2, le=32)
-    clamp: float = Field(default=1.9, gt=0, le=10)
+    clamp: float = Field(default=1.9, gt=0)
     condition_channels: int = Field(default=128, ge=0, multiple_of=4)
     """Length of the position's encoding; 0 makes the flow unconditional."""
 
@@ -92,7 +91,7 @@ class FlowConfig(Model):
 class TilingConfig(Model):
     """Images larger than the input: scored in overlapping tiles of the input size, with one map and one score."""
 
-    overlap: float = Field(default=0.25, ge=0, le=0.9)
+    overlap: float = Field(default=0.25, ge=0, lt=1)
     """Least share of a tile's side that it has in common with its neighbour."""
     scale: float = Field(default=1.0, gt=0, le=8)
     """Factor by which an image is resized before it is cut."""

@@ -73,7 +73,23 @@ def read_settings(file: str | None, flags: Mapping[str, Any]) -> dict[str, Any]:
     """
     values = _read_yaml(file) if file else {}
     given = {name: value for name, value in flags.items() if value is not None and value not in ((), {})}
+    for name in given:
+        _refuse_hiding(values, name, file or "the flags")
     return merge(values, _nested(given))
+
+
+def _refuse_hiding(values: Mapping[str, Any], name: str, where: str) -> None:
+    """Raises ConfigError where a flag would take the place of a value that is no mapping, and hide the mistake."""
+    path = name.split(".")
+    below: Any = values
+    for depth, part in enumerate(path[:-1], start=1):
+        below = below.get(part)
+        if below is None:
+            return
+        if not isinstance(below, dict):
+            raise ConfigError(
+                f"{where}: {'.'.join(path[:depth])!r} is {below!r}; a mapping is needed, with {path[depth]!r} in it."
+            )
 
 
 def _read_yaml(file: str) -> dict[str, Any]:
@@ -101,16 +117,11 @@ def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` laid over `base`, key by key at every depth; ConfigError where a mapping would replace a value."""
+    """`over` laid over `base`, key by key at every depth."""
     merged = dict(base)
     for key, value in over.items():
         below = merged.get(key)
-        if below is None or not isinstance(value, Mapping):
-            merged[key] = value
-        elif isinstance(below, dict):
-            merged[key] = merge(below, value)
-        else:
-            raise ConfigError(f"{key!r} is {below!r}; a mapping is needed, with {', '.join(map(repr, value))} in it.")
+        merged[key] = merge(below, value) if isinstance(below, dict) and isinstance(value, Mapping) else value
     return merged
 
 

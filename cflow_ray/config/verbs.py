@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from cflow_ray.config.cluster import ClusterConfig, Range, Replicas, RunConfig
 from cflow_ray.config.data import MAX_PIXELS, DataConfig, ReadConfig
 from cflow_ray.config.detector import DetectorConfig, Fraction, Recipe, Runtime
-from cflow_ray.config.model import Bytes, Model, Uri, merge, validated
+from cflow_ray.config.model import Bytes, Model, Uri, absolute_uri, merge, validated
 
 Maps = Literal["none", "anomalous", "all"]
 MapFormat = Literal["png16", "png8", "float16"]
@@ -22,6 +22,14 @@ class CategoryConfig(DetectorConfig):
 
     workers: int = Field(default=1, ge=1)
     """That fit it together, each a share of every step."""
+
+    @model_validator(mode="after")
+    def _normalises_pixels_of_0_to_1(self) -> Self:
+        """Values for pixels of 0 to 255 would make all images alike, without a word."""
+        for name, values in (("mean", self.encoder.mean), ("std", self.encoder.std)):
+            if values is not None and not 0 <= min(values) <= max(values) <= 1:
+                raise ValueError(f"encoder.{name} is {list(values)}, and pixels are 0 to 1; divide it by 255")
+        return self
 
     @property
     def detector(self) -> DetectorConfig:
@@ -68,6 +76,7 @@ class FitConfig(RunConfig, DataConfig):
 
     @model_validator(mode="after")
     def _overrides_are_valid(self) -> Self:
+        validated(CategoryConfig, self.defaults.model_dump(), where="defaults")
         for category in self.categories:
             self.category(category)
         return self
@@ -97,7 +106,7 @@ class CheckConfig(RunConfig, DataConfig):
 class PackConfig(RunConfig, DataConfig):
     """`cflow-ray pack`: write the images of a data set, or image files as they lie, into tar shards with an index."""
 
-    data: Uri | Literal[""] = ""
+    data: Annotated[str, BeforeValidator(lambda uri: absolute_uri(uri) if uri != "" else uri)] = ""
     """Path or URI of the data set's root or table; empty where `inputs` are given."""
     inputs: tuple[Uri, ...] = ()
     """Instead of `data`: image files, folders or globs of them, or manifests; paths or URIs."""
@@ -286,15 +295,20 @@ class ServeConfig(RunConfig):
         return self
 
 
+ClientName = Annotated[str, Field(pattern=r"^[\w.-]{1,64}$")]
+"""Of the holder of a token, for the access log."""
+Role = Literal["score", "admin"]
+"""`admin` may promote and roll back too."""
+Rate = Annotated[float, Field(gt=0)] | None
+"""Requests a second in the mean, of each replica; null sets no bound."""
+
+
 class TokenConfig(RunConfig):
     """`cflow-ray token`: a bearer token for the server."""
 
-    name: str
-    """Of the client, for the access log."""
-    role: Literal["score", "admin"] = "score"
-    """`admin` may promote and roll back too."""
-    rate: float | None = Field(default=None, gt=0)
-    """Requests a second in the mean, of each replica; null sets no bound."""
+    name: ClientName
+    role: Role = "score"
+    rate: Rate = None
 
 
 class DemoConfig(Model):
@@ -303,6 +317,12 @@ class DemoConfig(Model):
     output: Uri = Field(default="demo", validate_default=True)
     data: str = "textures"
     """`textures`, `elpv`, or the root of a data set in MVTec AD layout."""
+
+    @field_validator("data")
+    @classmethod
+    def _absolute(cls, data: str) -> str:
+        return data if data in ("textures", "elpv") else str(absolute_uri(data))
+
     only: tuple[str, ...] = ()
     seed: int = Field(default=0, ge=0)
     port: int = Field(default=0, ge=0, le=65535)

@@ -150,7 +150,7 @@ class DetectorBank(Generic[Key]):
             for network, of_group in groups.items():
                 for tiles in _passes(of_group, self._tiles_at_once):
                     _map_tiles(self._encoder(network), tiles)
-            return [item.finding for item in items if item.finding is not None]
+            return [item.found for item in items]
 
     def _held(self, key: Key) -> LoadedDetector:
         """The detector of a key, read by the first who asks for it while the others wait for that."""
@@ -227,6 +227,12 @@ class _Item:
         image_3HW = torch.as_tensor(image)
         layout = Layout.of((image_3HW.shape[1], image_3HW.shape[2]), held.detector.config.input)
         return cls(covered(image_3HW, held.detector.region_HW), held, layout, Blend(layout))
+
+    @property
+    def found(self) -> Finding:
+        """The finding, once all tiles' maps are there."""
+        assert self.finding is not None
+        return self.finding
 
     def add(self, map_hw: Tensor) -> None:
         """Take in the next tile's map; with the last comes the finding, and no more than that is kept."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
@@ -9,6 +10,7 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
+from cflow_ray.errors import FitError
 from cflow_ray.model.detector import Detector
 from cflow_ray.model.features import Features
 from cflow_ray.model.fitted import Fitted
@@ -49,7 +51,10 @@ class HeldOut:
 def held_out_likelihood(
     decoders: Sequence[Decoder], features: Features, images: Sequence[int], region_HW: Tensor | None
 ) -> HeldOut:
-    """Peaks and negative log-likelihoods of some images, over all locations inside the region of interest."""
+    """Peaks and negative log-likelihoods of some images, over all locations inside the region of interest.
+
+    Raises FitError, naming the level, where one is not finite.
+    """
     peaks, nll = [], []
     for decoder, level in zip(decoders, features.levels, strict=True):
         folded, tiles = FoldedDecoder.of(decoder), features.tiles(images)
@@ -59,6 +64,10 @@ def held_out_likelihood(
         likelihood_N = likelihood_Thw[:, inside_hw].flatten()
         peaks.append(_quantile(likelihood_N, _PEAK_QUANTILE))
         nll.append(-float(likelihood_N.double().mean()))
+        if not math.isfinite(peaks[-1]) or not math.isfinite(nll[-1]):
+            raise FitError(
+                f"the likelihood of held-out images is not finite at level {len(nll) - 1}; it cannot be calibrated."
+            )
     return HeldOut(tuple(peaks), tuple(nll))
 
 

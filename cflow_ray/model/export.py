@@ -15,6 +15,7 @@ from torch.nn import functional
 from cflow_ray.errors import CheckpointError, ConfigError
 from cflow_ray.model.detector import Detector
 from cflow_ray.model.encoder import Encoder
+from cflow_ray.model.extras import imported
 from cflow_ray.model.graph import FindingGraph
 from cflow_ray.model.onnx_graph import onnx_model
 from cflow_ray.model.region import covered
@@ -46,7 +47,7 @@ def export_onnx(encoder: Encoder, detector: Detector, properties: Mapping[str, s
     scores within 1e-4, and its log-likelihoods too, as maps are 1 wherever an image is like no normal one. Raises
     CheckpointError where it does not, ConfigError for a detector that scores in tiles or cannot be exported.
     """
-    import onnx  # noqa: PLC0415  # an extra
+    onnx = imported("onnx")
 
     if detector.config.tiling is not None:
         raise ConfigError("a detector that scores in tiles is no single graph; fit without tiling to export.")
@@ -89,7 +90,7 @@ def _by_torch(encoder: Encoder, detector: Detector, images: Tensor) -> list[Tens
 
 def _check(content: bytes, images: Tensor, expected: Sequence[Tensor]) -> float:
     """Largest difference of maps and scores, in a batch and alone; raises CheckpointError beyond the bound."""
-    import onnxruntime  # noqa: PLC0415  # an extra
+    onnxruntime = imported("onnxruntime")
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     largest = 0.0

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
 from cflow_ray.config import Runtime
 from cflow_ray.errors import ConfigError
@@ -30,6 +32,15 @@ def check_installed(what: str, packages: Sequence[str], extra: str) -> None:
     """Raises ConfigError where not all of the packages are there; the extra brings them."""
     if missing := _missing(packages):
         raise ConfigError(f"{what} needs {' and '.join(missing)}, not installed. Run: pip install 'cflow-ray[{extra}]'")
+
+
+def imported(package: str) -> Any:
+    """A package of an extra; ConfigError where it is installed and cannot be imported."""
+    try:
+        return import_module(package)
+    except Exception as error:  # a library that is broken raises what it likes
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{package} is installed and cannot be imported ({reason}). Install it again.") from error
 
 
 def _missing(packages: Sequence[str]) -> list[str]:

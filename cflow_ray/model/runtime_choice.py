@@ -57,7 +57,7 @@ def open_runtime(name: RuntimeName, device: str = "cpu") -> Runtime:
 def _made(name: str) -> Runtime:
     try:
         return _MAKERS[name]()
-    except (ImportError, OSError) as error:
+    except Exception as error:  # a library that is broken raises what it likes
         reason = " ".join(str(error).split())
         raise ConfigError(
             f"{name} is installed and cannot be loaded ({reason}). Install it again, or use runtime torch."

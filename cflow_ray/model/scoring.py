@@ -19,7 +19,7 @@ LARGEST = 1.0 - 2**-24
 
 @dataclass(frozen=True)
 class Calibration:
-    """What held-out normal images say: each level's peak and the scores of images that chose nothing.
+    """What held-out normal images say: each level's peak and the scores of images that did not train.
 
     `peaks`: the largest log-likelihood per dimension of each level, in nats. `scores`: ascending, in [0, 1).
     """

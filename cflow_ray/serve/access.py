@@ -12,12 +12,11 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
 
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
-from cflow_ray.config import Model, ServeConfig
+from cflow_ray.config import ClientName, Model, Rate, Role, ServeConfig
 from cflow_ray.errors import CflowRayError, ConfigError
 from cflow_ray.serve.problems import ProblemError
 from cflow_ray.store.patience import Patience
@@ -25,7 +24,6 @@ from cflow_ray.store.storage import read_file
 
 log = logging.getLogger(__name__)
 
-Role = Literal["score", "admin"]
 VARIABLE = "CFLOW_RAY_TOKENS"
 """Environment variable that may hold what a file of tokens holds."""
 HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
@@ -35,13 +33,10 @@ HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
 class Token(Model):
     """One token that is let in; the token itself is kept nowhere."""
 
-    name: str = Field(pattern=r"^[\w.-]{1,64}$")
-    """Of the client, for the access log."""
+    name: ClientName
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     role: Role = "score"
-    """`admin` may promote and roll back too."""
-    rate: Annotated[float, Field(gt=0)] | None = None
-    """Requests a second in the mean, of each replica; null sets no bound."""
+    rate: Rate = None
 
 
 _PATIENCE = Patience(seconds=5)  # the registry's pointers are followed after the tokens

@@ -45,7 +45,7 @@ class Manifest(Model):
     peaks: tuple[float, ...]
     """Log-likelihood per dimension of each level's peak, in nats; empty before the calibration of imported weights."""
     calibration_scores: tuple[float, ...]
-    """Ascending scores of normal images that chose nothing."""
+    """Ascending scores of normal images that did not train; of folds, brought to the level of the kept model."""
     metrics: dict[str, float | None] = Field(default_factory=dict)
     """Metrics on the labelled test images, last step, no test image having chosen anything."""
     nll: tuple[float, ...] = ()

@@ -21,7 +21,7 @@ def promote(
 ) -> tuple[bool, str]:
     """Move the category's pointer by the rule; whether `version` is the best now, and why.
 
-    `better-than-current` needs the likelihoods of the version's held-out images.
+    Without `nll_of` the rule `better-than-current` promotes no version of other data than the current one's.
     """
     chosen, reason = _choice(registry, category, version, rule, nll_of)
     if chosen is not None:
@@ -30,10 +30,10 @@ def promote(
 
 
 def promote_reused(registry: Registry, outcome: Outcome, rule: Promotion) -> Outcome:
-    """Move the pointer to a reused version that the rule was never asked about, or say why it stays.
+    """Move the pointer by the rule to a reused version that was finished after it last moved, or say why it stays.
 
-    That is one that was finished after the pointer last moved: its run was cut off between the two, or had `never`. What
-    was promoted or rolled back since stands.
+    The run of that version was cut off before the rule was asked, or had another rule. What was promoted or rolled back
+    since stands.
     """
     category, version = outcome.category, outcome.version
     if version is None or outcome.promoted or rule == "never":
@@ -41,9 +41,6 @@ def promote_reused(registry: Registry, outcome: Outcome, rule: Promotion) -> Out
     current = registry.pointer_if_there(category)
     if current is not None and not "" < current.promoted < registry.manifest(category, version).created:
         return outcome
-    if rule == "better-than-current" and current is not None:
-        note = f"not promoted: {rule} judges after a fit alone. Run: cflow-ray models promote {category} {version}"
-        return replace(outcome, notes=(*outcome.notes, note))
     is_best, reason = promote(registry, category, version, rule)
     return replace(outcome, promoted=is_best, notes=(*outcome.notes, *([reason] if reason else [])))
 
@@ -58,8 +55,6 @@ def _choice(
         return version, ""
     if rule == "best-nll":
         return _lowest_nll(registry, category, version)
-    if nll_of is None:
-        raise ValueError(f"{rule} needs the likelihoods of held-out images")
     return _better_than(registry, category, version, current.version, nll_of)
 
 
@@ -85,7 +80,7 @@ def _lowest_nll(registry: Registry, category: str, version: str) -> tuple[str | 
 
 
 def _better_than(
-    registry: Registry, category: str, version: str, current: str, nll_of: NllOf
+    registry: Registry, category: str, version: str, current: str, nll_of: NllOf | None
 ) -> tuple[str | None, str]:
     """The new version where the present images are likelier under it than under the current one.
 
@@ -96,6 +91,8 @@ def _better_than(
         return None, f"not promoted: {current} has another encoder or input, so likelihoods do not compare"
     ours, theirs = mean_nll(new), mean_nll(old)
     if new.data_digest != old.data_digest or ours is None or theirs is None:
+        if nll_of is None:
+            return None, f"not promoted: {current} has other data, so only a fit (--force) can tell which is better"
         ours, theirs = map(nll_of, (version, current))
     if ours < theirs:
         return version, f"better than {current}: held-out NLL {ours:.4f} against {theirs:.4f}"

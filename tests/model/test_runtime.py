@@ -371,8 +371,9 @@ def test_auto_is_the_fastest_that_is_installed(
         assert opened.name == kind
 
 
+@pytest.mark.parametrize("error", [ImportError, RuntimeError])
 def test_a_runtime_that_is_installed_and_broken_is_passed_over_by_auto_and_told_by_name(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: type[Exception]
 ) -> None:
     for package in ("onnx", "onnxruntime", "openvino"):
         pytest.importorskip(package)
@@ -380,7 +381,7 @@ def test_a_runtime_that_is_installed_and_broken_is_passed_over_by_auto_and_told_
 
     def broken(name: str) -> ModuleType:
         if name == "onnxruntime":
-            raise ImportError("libonnxruntime.so: cannot enable executable stack")
+            raise error("libonnxruntime.so: cannot enable executable stack")
         return load(name)
 
     monkeypatch.setattr(importlib, "import_module", broken)

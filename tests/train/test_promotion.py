@@ -73,19 +73,24 @@ def test_never_leaves_even_a_first_version_unpromoted(fit_config: FitConfigOf) -
     assert registry.pointer_if_there("grid") is None
 
 
+def created_later(registry: Registry, outcome: Outcome) -> None:
+    """As if the version were finished a second after the pointer moved, and not within the same one."""
+    path = f"grid/{outcome.version}/manifest.json"
+    manifest = json.loads(registry.storage.read(path))
+    registry.storage.write(path, json.dumps(manifest | {"created": "2999-01-01T00:00:00+00:00"}).encode())
+
+
 def left_behind(fit_config: FitConfigOf) -> tuple[Outcome, Outcome, Registry]:
     """A version that is the best, and the reused outcome of a later one whose run ended before it was promoted."""
     first, registry = fitted(fit_config(only=("grid",), categories={"grid": WORSE}))
     second, _ = fitted(fit_config(only=("grid",), promote="never"))
-    path = f"grid/{second.version}/manifest.json"
-    manifest = json.loads(registry.storage.read(path))
-    registry.storage.write(path, json.dumps(manifest | {"created": "2999-01-01T00:00:00+00:00"}).encode())
+    created_later(registry, second)
     (reused,) = plan_fit(fit_config(only=("grid",))).settled
     assert (reused.status, reused.version, reused.promoted) == ("reused", second.version, False)
     return first, reused, registry
 
 
-@pytest.mark.parametrize("rule", ["newest", "best-nll"])
+@pytest.mark.parametrize("rule", ["newest", "best-nll", "better-than-current"])
 def test_a_version_that_was_left_behind_is_promoted_by_the_run_that_reuses_it(
     fit_config: FitConfigOf, rule: Promotion
 ) -> None:
@@ -94,12 +99,29 @@ def test_a_version_that_was_left_behind_is_promoted_by_the_run_that_reuses_it(
     assert registry.best("grid") == reused.version
 
 
-def test_a_version_that_only_its_fit_can_judge_is_left_where_it_is_and_told(fit_config: FitConfigOf) -> None:
+def test_a_reused_version_of_other_data_is_not_judged_without_its_fit(fit_config: FitConfigOf) -> None:
     first, reused, registry = left_behind(fit_config)
     assert not promote_reused(registry, reused, "never").promoted
+    path = f"grid/{first.version}/manifest.json"
+    manifest = json.loads(registry.storage.read(path))
+    registry.storage.write(path, json.dumps(manifest | {"data_digest": "other images"}).encode())
     told = promote_reused(registry, reused, "better-than-current")
     assert not told.promoted
-    assert "models promote grid" in told.notes[-1]
+    assert "--force" in told.notes[-1]
+    assert registry.best("grid") == first.version
+
+
+@pytest.mark.parametrize("rule", ["best-nll", "better-than-current"])
+def test_a_rule_that_refused_a_version_refuses_it_again_when_it_is_reused(
+    fit_config: FitConfigOf, rule: Promotion
+) -> None:
+    first, registry = fitted(fit_config(only=("grid",)))
+    second, _ = fitted(fit_config(only=("grid",), categories={"grid": WORSE}, promote=rule))
+    created_later(registry, second)
+    (reused,) = plan_fit(fit_config(only=("grid",), categories={"grid": WORSE})).settled
+    again = promote_reused(registry, reused, rule)
+    assert (again.version, again.promoted) == (second.version, False)
+    assert again.notes[-1] == second.notes[-1]
     assert registry.best("grid") == first.version
 
 
