@@ -50,9 +50,8 @@ Bytes = Annotated[int, BeforeValidator(parse_size)]
 class Model(BaseModel):
     """Base of all configurations: immutable, all numbers finite, and an unknown key is an error."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False
-    )  # defaults are copied for every instance
+    # Defaults are copied for every instance.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 AnyModel = TypeVar("AnyModel", bound=Model)

@@ -317,12 +317,6 @@ class DemoConfig(Model):
     output: Uri = Field(default="demo", validate_default=True)
     data: str = "textures"
     """`textures`, `elpv`, or the root of a data set in MVTec AD layout."""
-
-    @field_validator("data")
-    @classmethod
-    def _absolute(cls, data: str) -> str:
-        return data if data in ("textures", "elpv") else str(absolute_uri(data))
-
     only: tuple[str, ...] = ()
     seed: int = Field(default=0, ge=0)
     port: int = Field(default=0, ge=0, le=65535)
@@ -331,3 +325,8 @@ class DemoConfig(Model):
     target_fpr: Fraction = 0.05
     cluster: ClusterConfig = ClusterConfig()
     storage_options: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("data")
+    @classmethod
+    def _absolute(cls, data: str) -> str:
+        return data if data in ("textures", "elpv") else str(absolute_uri(data))

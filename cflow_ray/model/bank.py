@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
@@ -52,7 +53,7 @@ class LoadedDetector:
         """Memory of the detector and of what was compiled of it."""
         return self.detector.bytes + (self.compiled.bytes if self.compiled else 0)
 
-    @property
+    @cached_property
     def network(self) -> _Network:
         """What turns its images into pyramids."""
         return self.detector.config.encoder.architecture, self.detector.encoder_digest, self.detector.config.size

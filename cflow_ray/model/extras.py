@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -35,12 +36,21 @@ def check_installed(what: str, packages: Sequence[str], extra: str) -> None:
 
 
 def imported(package: str) -> Any:
-    """A package of an extra; ConfigError where it is installed and cannot be imported."""
-    try:
+    """A package of an extra; ConfigError where it is installed and cannot be loaded."""
+    with loading(package):
         return import_module(package)
+
+
+@contextmanager
+def loading(package: str, instead: str = "") -> Iterator[None]:
+    """Raises ConfigError where an installed package cannot be loaded; `instead` names another way."""
+    try:
+        yield
     except Exception as error:  # a library that is broken raises what it likes
         reason = " ".join(str(error).split())
-        raise ConfigError(f"{package} is installed and cannot be imported ({reason}). Install it again.") from error
+        raise ConfigError(
+            f"{package} is installed and cannot be loaded ({reason}). Install it again{instead}."
+        ) from error
 
 
 def _missing(packages: Sequence[str]) -> list[str]:

@@ -15,7 +15,7 @@ from cflow_ray.config import Runtime as RuntimeName
 from cflow_ray.errors import ConfigError
 from cflow_ray.model.detector import Detector
 from cflow_ray.model.encoder_model import CompiledEncoder, EncoderModel
-from cflow_ray.model.extras import COMPILING, are_installed, check_runtime
+from cflow_ray.model.extras import COMPILING, are_installed, check_runtime, loading
 from cflow_ray.model.graph import Sizes
 from cflow_ray.model.runtime import CompiledDetector, OnnxRuntime, OpenVinoRuntime, Runtime, TorchRuntime
 from cflow_ray.model.threads import torch_threads
@@ -55,13 +55,8 @@ def open_runtime(name: RuntimeName, device: str = "cpu") -> Runtime:
 
 
 def _made(name: str) -> Runtime:
-    try:
+    with loading(name, ", or use runtime torch"):
         return _MAKERS[name]()
-    except Exception as error:  # a library that is broken raises what it likes
-        reason = " ".join(str(error).split())
-        raise ConfigError(
-            f"{name} is installed and cannot be loaded ({reason}). Install it again, or use runtime torch."
-        ) from error
 
 
 def fastest_runtime(device: str = "cpu") -> Runtime:
