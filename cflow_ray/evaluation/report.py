@@ -34,11 +34,11 @@ _FIGURES = {
 
 
 def metrics_table(metrics: Mapping[str, Metrics]) -> Table:
-    """Image-Level AUC, Pixel-Level AUC and Pixel F1 Score: the average, then one column a category."""
+    """Image-Level AUC, Pixel-Level AUC and Pixel F1 Score: the average, then a category's own with its interval below."""
     table = Table("Metric", "Avg", *(category.replace("_", " ").title() for category in metrics))
     for title, name in _ROWS:
-        values = [getattr(of_category, name) for of_category in metrics.values()]
-        table.add_row(title, *(figure(value) for value in [mean(values), *values]))
+        average = mean([getattr(of_category, name) for of_category in metrics.values()])
+        table.add_row(title, figure(average), *(above_interval(of_category, name) for of_category in metrics.values()))
     return table
 
 
@@ -94,11 +94,12 @@ def paper_table(figures: Mapping[str, PaperFigures]) -> Table:
 
 
 def versions_table(versions: Sequence[Version]) -> Table:
-    """Every version of a registry; the promoted one is marked."""
+    """Every version of a registry, with its figures' 95 % intervals; the promoted one is marked."""
     table = Table("Category", "Version", "Best", "Created", "Image AUROC", "Pixel AUROC", "Images")
     for version in versions:
         manifest = version.manifest
-        figures = (figure(manifest.metrics.get(name)) for name in ("image_auroc", "pixel_auroc"))
+        metrics = Metrics.from_dict(manifest.metrics)
+        figures = (above_interval(metrics, name) for name in ("image_auroc", "pixel_auroc"))
         best = "best" if version.promoted else "" if manifest.is_calibrated else "not calibrated"
         images = str(manifest.training_images)
         table.add_row(version.category, version.version, best, manifest.created, *figures, images)
