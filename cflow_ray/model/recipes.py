@@ -84,23 +84,37 @@ _FIBRES: dict[Recipe, tuple[int, int, int]] = {
 _RATES = (8e-3, 8e-3, 2e-3)
 _PASSES = (10, 10, 8)
 _POSITIONS = (64, 32, 32)  # of 32 on a coarse level, 8 instead of 4 images: held-out NLL .64 instead of .68
+# Larger sets than the one that the steps were tuned on take more of them. Image AUROC of magnetic tile (678 training
+# images, lite0, 256 px, two seeds) with 2.7 times the steps on the two coarser levels of `fast`: .887, for .878; on the
+# finest level as well the same, and pixel AUROC .7930 for .7917.
+_TUNED_TILES = 284
+_MOST_TIMES = 4.0
 
 
 def schedule_of(recipe: Recipe, stride: float, tiles: int, positions: int) -> LevelSchedule:
-    """The steps of a level of so many tiles with so many positions each, and the fibres of a step; the paper's too."""
-    if recipe != "paper":
-        return level_schedule(recipe, stride, tiles * positions)
+    """The steps of a level of so many tiles with so many positions each, and the fibres of a step; the paper's too.
+
+    Steps are capped to some passes over the fibres: small sets overfit past that.
+    """
+    if recipe == "paper":
+        return _papers_schedule(tiles, positions)
+    level = 0 if stride <= 8 else 1 if stride <= 16 else 2
+    fibres = min(_FIBRES[recipe][level], tiles * positions)
+    cap = max(1, _PASSES[level] * tiles * positions // fibres)
+    return LevelSchedule(
+        steps=min(round(_STEPS[recipe][level] * _times_the_steps(tiles)), cap),
+        fibres=fibres,
+        rate=_RATES[level],
+        positions=_POSITIONS[level],
+    )
+
+
+def _times_the_steps(tiles: int) -> float:
+    return min(max(tiles / _TUNED_TILES, 1.0), _MOST_TIMES)
+
+
+def _papers_schedule(tiles: int, positions: int) -> LevelSchedule:
     paper = PaperSchedule()
     batches, rows = max(1, tiles // paper.images), min(tiles, paper.images) * positions
     steps = paper.meta_epochs * paper.sub_epochs * batches * max(1, rows // paper.fibres)
     return LevelSchedule(steps, min(paper.fibres, rows), paper.rate, positions=paper.fibres)
-
-
-def level_schedule(recipe: Recipe, stride: float, fibres_available: int) -> LevelSchedule:
-    """The schedule of a level, with steps capped to some passes over the data: small sets overfit past that."""
-    level = 0 if stride <= 8 else 1 if stride <= 16 else 2
-    fibres = min(_FIBRES[recipe][level], fibres_available)
-    cap = max(1, _PASSES[level] * fibres_available // fibres)
-    return LevelSchedule(
-        steps=min(_STEPS[recipe][level], cap), fibres=fibres, rate=_RATES[level], positions=_POSITIONS[level]
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -51,10 +52,20 @@ def start_alike(decoder: Decoder, team: Team) -> None:
 class Stepper:
     """Adam on all that is fitted of a decoder, by the loss -log sigmoid(log p / C) (paper section 5)."""
 
-    def __init__(self, decoder: Decoder, precision: torch.dtype = torch.float32, team: Team = SOLO) -> None:
-        """`precision` is that of the couplings' networks; `team` shares the fibres of every step."""
+    def __init__(
+        self,
+        decoder: Decoder,
+        precision: torch.dtype = torch.float32,
+        team: Team = SOLO,
+        largest_gradient: float = math.inf,
+    ) -> None:
+        """`precision` is that of the couplings' networks; `team` shares the fibres of every step.
+
+        A gradient of a larger norm than `largest_gradient` is shortened to it.
+        """
         self._decoder = decoder
         self._team = team
+        self._largest_gradient = largest_gradient
         self._parameters = FittedParameters(decoder)
         self._gradient = gradient_of(decoder, self._parameters, precision)
         self._optimiser = torch.optim.Adam([self._parameters.vector], fused=True)
@@ -70,6 +81,8 @@ class Stepper:
         own = on_device(self._parameters.vector.device, (fibres_BPC[:, mine], condition_PD[mine]))
         loss = self._gradient.compute(*own, of=fibres_BPC[..., 0].numel())
         self._team.add_up([loss, self._parameters.vector_gradient])
+        if math.isfinite(self._largest_gradient):
+            torch.nn.utils.clip_grad_norm_(self._parameters.vector, self._largest_gradient)
         self._optimiser.param_groups[0]["lr"] = rate
         self._optimiser.step()
         return loss

@@ -23,7 +23,7 @@ from cflow_ray.model.flow import Decoder
 from cflow_ray.model.paper_descent import PaperDescent
 from cflow_ray.model.position import position_encoding
 from cflow_ray.model.progress import FitProgress
-from cflow_ray.model.recipes import PaperSchedule, level_schedule
+from cflow_ray.model.recipes import PaperSchedule, schedule_of
 from cflow_ray.model.seeds import seeded
 from cflow_ray.model.stepping import Level
 
@@ -286,7 +286,7 @@ def test_steps_are_taken_at_the_rates_of_the_schedule(recipe: str) -> None:
     fibres, seen = fibres_of(maps(64)), dict[int, float]()
     watch = FitContext(lambda progress, _: seen.update({progress.step: progress.rate}))
     fit_level(LEVEL, fibres, fibres_of(maps(4, seed=1)), config(recipe=recipe), 0, watch)
-    schedule = level_schedule(recipe, LEVEL.stride, len(fibres))
+    schedule = schedule_of(recipe, LEVEL.stride, fibres.tiles, fibres.positions)
     assert len(set(seen.values())) > 1
     assert seen == pytest.approx({step: schedule.rate_at(step - 1) for step in seen})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,8 +12,10 @@ from hypothesis import strategies as st
 
 from cflow_ray.model.features import LevelFeatures
 from cflow_ray.model.fibres import Fibres
-from cflow_ray.model.recipes import LevelSchedule, PaperSchedule, level_schedule, schedule_of
+from cflow_ray.model.recipes import LevelSchedule, PaperSchedule, schedule_of
 
+TILES = 284
+"""Training images of the set that the recipes were tuned on."""
 STRIDES = st.sampled_from([4, 8, 16, 32])
 RECIPES = st.sampled_from(["fast", "balanced", "best"])
 
@@ -29,23 +32,25 @@ def test_with_plenty_of_data_the_recipes_are_the_measured_ones(
     recipe: str, steps: tuple[int, ...], fibres: tuple[int, ...]
 ) -> None:
     """Fibres of the table in the design notes but for the coarsest level of `best`, steps as tuned."""
-    schedules = [level_schedule(recipe, stride, 10**9) for stride in (8, 16, 32)]
+    schedules = [schedule_of(recipe, stride, TILES, 10**6) for stride in (8, 16, 32)]
     assert tuple(schedule.steps for schedule in schedules) == steps
     assert tuple(schedule.fibres for schedule in schedules) == fibres
     assert [schedule.rate for schedule in schedules] == [8e-3, 8e-3, 2e-3]
 
 
-@given(recipe=RECIPES, stride=STRIDES, available=st.integers(1, 10**7))
-def test_no_fibre_is_seen_in_more_passes_than_allowed(recipe: str, stride: int, available: int) -> None:
-    schedule = level_schedule(recipe, stride, available)
-    assert 1 <= schedule.fibres <= available
-    assert schedule.steps >= 1
-    assert schedule.steps * schedule.fibres <= (8 if stride > 16 else 10) * available
+@pytest.mark.parametrize(("tiles", "times"), [(1, 1), (283, 1), (284, 1), (426, 1.5), (568, 2), (1136, 4), (10**6, 4)])
+@pytest.mark.parametrize("stride", [8, 16, 32])
+def test_larger_sets_take_more_steps_and_at_most_four_times_as_many(tiles: int, times: float, stride: int) -> None:
+    tuned = schedule_of("balanced", stride, TILES, 10**6)
+    assert schedule_of("balanced", stride, tiles, 10**6) == replace(tuned, steps=times * tuned.steps)
 
 
 @given(recipe=RECIPES, stride=STRIDES, tiles=st.integers(1, 10**4), positions=st.integers(1, 4096))
-def test_the_schedule_of_a_level_is_that_of_its_fibres(recipe: str, stride: int, tiles: int, positions: int) -> None:
-    assert schedule_of(recipe, stride, tiles, positions) == level_schedule(recipe, stride, tiles * positions)
+def test_no_fibre_is_seen_in_more_passes_than_allowed(recipe: str, stride: int, tiles: int, positions: int) -> None:
+    schedule = schedule_of(recipe, stride, tiles, positions)
+    assert 1 <= schedule.fibres <= tiles * positions
+    assert schedule.steps >= 1
+    assert schedule.steps * schedule.fibres <= (8 if stride > 16 else 10) * tiles * positions
 
 
 @pytest.mark.parametrize("tiles", [1, 31, 32, 33, 64])
@@ -64,9 +69,17 @@ def test_the_papers_schedule_is_what_its_descent_does(tiles: int, positions: int
     assert of_a_pass == [schedule.fibres] * len(of_a_pass)
 
 
-@given(recipe=RECIPES, stride=STRIDES, available=st.integers(1, 10**6), more=st.integers(0, 10**6))
-def test_more_data_never_means_fewer_fibres_seen(recipe: str, stride: int, available: int, more: int) -> None:
-    few, many = (level_schedule(recipe, stride, count) for count in (available, available + more))
+@given(
+    recipe=RECIPES,
+    stride=STRIDES,
+    tiles=st.integers(1, 10**4),
+    more=st.integers(0, 10**4),
+    positions=st.integers(1, 4096),
+)
+def test_more_images_never_mean_fewer_fibres_seen(
+    recipe: str, stride: int, tiles: int, more: int, positions: int
+) -> None:
+    few, many = (schedule_of(recipe, stride, count, positions) for count in (tiles, tiles + more))
     assert few.fibres <= many.fibres
     assert few.steps * few.fibres <= many.steps * many.fibres + many.fibres  # up to the step that is rounded away
 
