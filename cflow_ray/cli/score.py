@@ -10,7 +10,7 @@ import click
 from cflow_ray.cli.ask import ask
 from cflow_ray.cli.command import Output, common, settings_of
 from cflow_ray.cli.options import data_options, resources_option, runtime_option, wait_option, with_options
-from cflow_ray.config import AskConfig, EvaluateConfig, PackConfig, ScoreConfig, load_config, read_settings
+from cflow_ray.config import AskConfig, EvaluateConfig, PackConfig, ScoreConfig, load_config, read_settings, validated
 from cflow_ray.progress import ProgressBoard
 
 
@@ -86,11 +86,12 @@ def score(out: Output, config_file: str | None, **flags: Any) -> None:
     With --url a running server scores, and neither Ray nor a registry is needed here; without --output it prints a line
     an image.
     """
-    settings = settings_of(flags, own_names=("target_fpr",))
-    if read_settings(config_file, settings).get("url") is not None:
-        ask(out, load_config(AskConfig, config_file, settings))
+    settings = read_settings(config_file, settings_of(flags, own_names=("target_fpr",)))
+    where = config_file or "the flags"
+    if settings.get("url") is not None:
+        ask(out, validated(AskConfig, settings, where))
         return
-    config = load_config(ScoreConfig, config_file, settings)
+    config = validated(ScoreConfig, settings, where)
     from cflow_ray.score.run import score as score_archives
 
     with ProgressBoard("scoring") as board:

@@ -17,7 +17,7 @@ from cflow_ray.config.detector import (
     StoredType,
     TilingConfig,
 )
-from cflow_ray.config.model import Bytes, Model, Uri, absolute_uri, load_config, parse_size, read_settings
+from cflow_ray.config.model import Bytes, Model, Uri, absolute_uri, load_config, parse_size, read_settings, validated
 from cflow_ray.config.tables import CompactConfig, DiffConfig, DriftConfig, EvaluateConfig, StatusConfig
 from cflow_ray.config.verbs import (
     AskConfig,
@@ -96,4 +96,5 @@ __all__ = [
     "load_config",
     "parse_size",
     "read_settings",
+    "validated",
 ]
