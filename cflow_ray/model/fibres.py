@@ -28,10 +28,6 @@ class Fibres:
         self._positions = torch.arange(level.positions) if inside_P is None else inside_P.nonzero()[:, 0]
         self._condition_PD = position_encoding(condition_channels, *level.size)
 
-    def __len__(self) -> int:
-        """How many fibres there are."""
-        return self.tiles * self.positions
-
     @property
     def tiles(self) -> int:
         """How many tiles there are."""

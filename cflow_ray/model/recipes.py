@@ -93,13 +93,14 @@ _MOST_TIMES = 4.0
 def schedule_of(recipe: Recipe, stride: float, tiles: int, positions: int) -> LevelSchedule:
     """The steps of a level of so many tiles with so many positions each, and the fibres of a step; the paper's too.
 
-    Steps are capped to some passes over the fibres: small sets overfit past that.
+    Ours are capped to some passes over the fibres: small sets overfit past that.
     """
     if recipe == "paper":
         return _papers_schedule(tiles, positions)
     level = 0 if stride <= 8 else 1 if stride <= 16 else 2
-    fibres = min(_FIBRES[recipe][level], tiles * positions)
-    cap = max(1, _PASSES[level] * tiles * positions // fibres)
+    available = tiles * positions
+    fibres = min(_FIBRES[recipe][level], available)
+    cap = max(1, _PASSES[level] * available // fibres)
     return LevelSchedule(
         steps=min(round(_STEPS[recipe][level] * _times_the_steps(tiles)), cap),
         fibres=fibres,

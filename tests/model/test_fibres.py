@@ -27,7 +27,7 @@ def fibres_of(maps_IChw: Tensor, inside_P: Tensor | None = None) -> Fibres:
 @given(images=st.integers(1, 6), side=st.integers(1, 12), count=st.integers(1, 600), seed=st.integers(0, 99))
 def test_a_draw_holds_distinct_fibres_with_their_conditions(images: int, side: int, count: int, seed: int):
     fibres = fibres_of(numbered(images, side, side))
-    assert len(fibres) == images * side * side
+    assert fibres.tiles * fibres.positions == images * side * side
     for drawn, condition_pD in (
         fibres.draw(count, torch.Generator().manual_seed(seed), positions=64),
         fibres.spread(count, torch.Generator().manual_seed(seed)),
@@ -35,7 +35,7 @@ def test_a_draw_holds_distinct_fibres_with_their_conditions(images: int, side: i
         image, place = drawn.long().unbind(2)
         values = (image * side * side + place).flatten()
         assert len(values.unique()) == len(values) <= max(count, min(64, side * side))
-        assert len(values) >= min(count, len(fibres)) // 2
+        assert len(values) >= min(count, fibres.tiles * fibres.positions) // 2
         assert (place == place[0]).all()
         assert (image == image[:, :1]).all()
         torch.testing.assert_close(condition_pD, position_encoding(8, side, side)[place[0]])
@@ -70,7 +70,7 @@ def test_only_positions_inside_the_region_are_drawn(sides: tuple[int, int], insi
     inside_P = torch.zeros(sides[0] * sides[1], dtype=torch.bool)
     inside_P[list(places)] = True
     fibres = fibres_of(numbered(3, *sides), inside_P)
-    assert len(fibres) == 3 * len(places)
+    assert fibres.tiles * fibres.positions == 3 * len(places)
     generator = torch.Generator().manual_seed(seed)
     drawn, condition_pD = fibres.draw(10_000, generator, positions=100)
     assert set(drawn[..., 1].flatten().tolist()) == places
