@@ -23,7 +23,7 @@ from cflow_ray.model.team import SOLO, Team
 
 # Shapes: t tiles, p positions, C channels, D condition channels.
 
-_INITIAL_FIBRES = 100_000  # enough for a covariance of 2048 channels, and a bound on its memory
+_INITIAL_FIBRES = 100_000  # more than means and deviations need, and a bound on the memory of wide levels
 # The norm of a step's gradient; .03 to .46 in ordinary steps of every level of screw, tile, cookie and grass. Once in
 # thousands of steps it starts to grow and comes to 2,800 within the next: Adam then hardly moves for a thousand steps
 # (finest level of tile, 4800 steps: held-out NLL 2.417 at the end; 2.280 with a bound of .3, and .5 does as well).

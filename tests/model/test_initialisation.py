@@ -1,17 +1,15 @@
-"""Before its first step a decoder is the Gaussian of the fibres it was shown, as torch and scikit-learn see it."""
+"""Before its first step a decoder is the Gaussian of independent channels that torch makes of the fibres it was shown."""
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
-from sklearn.covariance import ledoit_wolf
 from torch import Tensor
-from torch.distributions import MultivariateNormal
+from torch.distributions import Normal
 
 from cflow_ray.config import FlowConfig
 from cflow_ray.model.flow import Decoder
-from cflow_ray.model.initialisation import initialise_from_data, shrunk_covariance
+from cflow_ray.model.initialisation import initialise_from_data
 
 
 def correlated_fibres(count: int, channels: int, seed: int = 0) -> Tensor:
@@ -32,19 +30,15 @@ def initialised(fibres_NC: Tensor, blocks: int = 8) -> Decoder:
 
 
 def gaussian_likelihood(fibres_NC: Tensor, at_NC: Tensor) -> Tensor:
-    """Log-likelihood per dimension under the fibres' mean, deviations and Ledoit-Wolf-shrunk correlations."""
-    fibres = fibres_NC.double().numpy()
-    mean, deviation = fibres.mean(0), fibres.std(0)
-    correlation, _ = ledoit_wolf((fibres - mean) / deviation, assume_centered=True)
-    covariance = correlation * np.outer(deviation, deviation)
-    normal = MultivariateNormal(torch.from_numpy(mean), torch.from_numpy(covariance))
-    return normal.log_prob(at_NC.double()) / fibres.shape[1]
+    """Log-likelihood per dimension of independent Gaussian channels with the fibres' means and deviations."""
+    fibres = fibres_NC.double()
+    return Normal(fibres.mean(0), fibres.std(0, correction=0)).log_prob(at_NC.double()).mean(1)
 
 
 @pytest.mark.parametrize(
     ("count", "channels", "blocks"), [(2000, 2, 2), (2000, 5, 8), (500, 40, 8), (30, 40, 3)], ids=str
 )
-def test_likelihood_is_the_shrunk_gaussians(count: int, channels: int, blocks: int) -> None:
+def test_likelihood_is_the_independent_gaussians(count: int, channels: int, blocks: int) -> None:
     fibres_NC = correlated_fibres(count, channels)
     elsewhere_NC = correlated_fibres(50, channels, seed=1)
     decoder = initialised(fibres_NC, blocks)
@@ -56,12 +50,13 @@ def test_likelihood_is_the_shrunk_gaussians(count: int, channels: int, blocks: i
     torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-3)
 
 
-def test_the_shown_fibres_become_white() -> None:
+def test_the_shown_fibres_become_as_likely_as_standard_ones() -> None:
+    """Per dimension a standardised channel has the mean square 1, which no rotation changes."""
     fibres_NC = correlated_fibres(20_000, 12)
     with torch.no_grad():
         latent_NC, _ = initialised(fibres_NC).flow(fibres_NC, [torch.zeros(len(fibres_NC), 8)])
     torch.testing.assert_close(latent_NC.mean(0), torch.zeros(12), atol=1e-2, rtol=0)
-    torch.testing.assert_close(torch.cov(latent_NC.T), torch.eye(12), atol=0.05, rtol=0)
+    assert float(latent_NC.square().mean()) == pytest.approx(1, abs=1e-3)
 
 
 def test_the_start_does_not_depend_on_the_position() -> None:
@@ -84,25 +79,6 @@ def test_every_trainable_part_can_still_learn() -> None:
         optimiser.step()
     still = [name for name, p in decoder.named_parameters() if torch.equal(before[name], p)]
     assert all("w_perm" in name for name in still)
-
-
-@pytest.mark.parametrize(("count", "channels"), [(1000, 5), (200, 30), (12, 30), (2, 3)], ids=str)
-def test_shrunk_covariance_is_scikit_learns(count: int, channels: int) -> None:
-    fibres_NC = correlated_fibres(count, channels).double()
-    centred_NC = fibres_NC - fibres_NC.mean(0)
-    expected, _ = ledoit_wolf(centred_NC.numpy(), assume_centered=True)
-    np.testing.assert_allclose(
-        shrunk_covariance([centred_NC[:7], centred_NC[7:]]).numpy(), expected, rtol=1e-9, atol=1e-9
-    )
-
-
-def test_uncorrelated_fibres_are_shrunk_to_the_sphere() -> None:
-    white_NC = torch.randn(40, 200, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    eigenvalues = torch.linalg.eigvalsh(shrunk_covariance([white_NC]))
-    sample = torch.linalg.eigvalsh(white_NC.T @ white_NC / 40)
-    assert sample.max() > 5  # what shrinkage is for
-    assert eigenvalues.min() > 0.5
-    assert eigenvalues.max() < 2
 
 
 @pytest.mark.parametrize("constant", [1, 3, 6], ids=lambda n: f"{n} of 6 constant")
