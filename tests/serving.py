@@ -26,7 +26,7 @@ from cflow_ray.model.encoder import Encoder
 from cflow_ray.model.fitted import Fitted
 from cflow_ray.model.flow import Decoder
 from cflow_ray.model.folded import FoldedDecoder
-from cflow_ray.model.initialisation import initialise_from_data
+from cflow_ray.model.initialisation import start_whitened
 from cflow_ray.model.scoring import Calibration
 from cflow_ray.serve.api import build_api
 from cflow_ray.serve.service import ScoringService
@@ -53,7 +53,7 @@ def add_version(registry: Registry, category: str, state: dict[str, Tensor], nor
     decoders = []
     for level in pyramid:
         decoder = Decoder(level.shape[1], FLOW, generator)
-        initialise_from_data(decoder, level.permute(0, 2, 3, 1).flatten(0, 2))
+        start_whitened(decoder, level.permute(0, 2, 3, 1).flatten(0, 2))
         decoders.append(decoder)
     config = DetectorConfig(encoder=ENCODER, flow=FLOW, input_size=side)
     peaks = tuple(

@@ -13,7 +13,7 @@ from cflow_ray.model.context import ALONE, FitContext, State
 from cflow_ray.model.fibres import Fibres
 from cflow_ray.model.flow import Decoder
 from cflow_ray.model.grouped import grouped_likelihood
-from cflow_ray.model.initialisation import initialise_from_data
+from cflow_ray.model.initialisation import start_standardised, start_whitened
 from cflow_ray.model.paper_descent import PaperDescent, fit_as_the_paper
 from cflow_ray.model.progress import FitProgress
 from cflow_ray.model.recipes import LevelSchedule, schedule_of
@@ -23,7 +23,7 @@ from cflow_ray.model.team import SOLO, Team
 
 # Shapes: t tiles, p positions, C channels, D condition channels.
 
-_INITIAL_FIBRES = 100_000  # more than means and deviations need, and a bound on the memory of wide levels
+_INITIAL_FIBRES = 100_000  # enough for a covariance of 2048 channels, and a bound on its memory
 # The norm of a step's gradient; .03 to .46 in ordinary steps of every level of screw, tile, cookie and grass. Once in
 # thousands of steps it starts to grow and comes to 2,800 within the next: Adam then hardly moves for a thousand steps
 # (finest level of tile, 4800 steps: held-out NLL 2.417 at the end; 2.280 with a bound of .3, and .5 does as well).
@@ -50,7 +50,8 @@ def fit_level(
         descent_of_paper = PaperDescent(decoder.to(context.device), train, generator, shuffles, context.team)
         return fit_as_the_paper(level, descent_of_paper, held_out, context)
     schedule = schedule_of(config.recipe, level.stride, train.tiles, train.positions)
-    initialise_from_data(decoder, train.spread(_INITIAL_FIBRES, generator)[0].flatten(0, 1))
+    start = start_whitened if schedule.whitened else start_standardised
+    start(decoder, train.spread(_INITIAL_FIBRES, generator)[0].flatten(0, 1))
     decoder.to(context.device)
     best = _Best(level, decoder, on_device(context.device, held_out.spread(_SELECTION_FIBRES, generator)))
     precision = fitting_precision(config, schedule.fibres * train.channels, context.device)

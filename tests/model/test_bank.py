@@ -20,7 +20,7 @@ from cflow_ray.model.detector import Detector, Finding
 from cflow_ray.model.encoder import Encoder
 from cflow_ray.model.flow import Decoder
 from cflow_ray.model.folded import FoldedDecoder
-from cflow_ray.model.initialisation import initialise_from_data
+from cflow_ray.model.initialisation import start_whitened
 from cflow_ray.model.scoring import Calibration
 from cflow_ray.model.tiling import Blend, Layout
 
@@ -36,7 +36,7 @@ def make_detector(encoder: Encoder, normals: Tensor, side: int, seed: int, diges
     decoders = []
     for level in pyramid:
         decoder = Decoder(level.shape[1], FLOW, generator)
-        initialise_from_data(decoder, level.permute(0, 2, 3, 1).flatten(0, 2))
+        start_whitened(decoder, level.permute(0, 2, 3, 1).flatten(0, 2))
         decoders.append(FoldedDecoder.of(decoder))
     peaks = [float(decoder(level).max()) for decoder, level in zip(decoders, pyramid, strict=True)]
     config = DetectorConfig(encoder=encoder.config, flow=FLOW, input_size=side)
@@ -419,7 +419,7 @@ def test_with_every_setting_an_image_alone_has_the_answer_it_has_in_a_batch(
     decoders = [Decoder(C, config.flow, torch.Generator().manual_seed(C)) for C in encoder.channels]
     normals = resized_to(photographs, config.size)
     for decoder, level in zip(decoders, encoder(normals[:6]), strict=True):
-        initialise_from_data(decoder, level.permute(0, 2, 3, 1).flatten(0, 2))
+        start_whitened(decoder, level.permute(0, 2, 3, 1).flatten(0, 2))
     region_HW = torch.rand(config.size, generator=torch.Generator().manual_seed(0)) < 0.3 if name == "region" else None
     folded = [FoldedDecoder.of(decoder) for decoder in decoders]
     detector = Detector(config, folded, Calibration.of([-1.0, -1.0], [0.1]), "weights", region_HW)

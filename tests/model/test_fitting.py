@@ -258,6 +258,21 @@ def test_a_fit_beats_the_gaussian_it_starts_from_on_unseen_images(
         assert nll < gaussian_nll - 0.3
 
 
+def test_best_knows_the_correlations_from_its_start() -> None:
+    """Of 16 images 10 steps are left: whitened channels begin with what standardised ones would have to learn."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(16, 1, 2, 2, generator=generator) + 0.1 * torch.randn(16, 6, 2, 2, generator=generator)
+    nll = {}
+    for recipe in ("balanced", "best"):
+        encoder = EncoderConfig(strides=(8,))
+        config = TWO_LEVELS.model_copy(update={"encoder": encoder, "recipe": recipe})
+        reports: list[FitProgress] = []
+        fit([features], config, context=FitContext(lambda progress, decoder, to=reports: to.append(progress)))
+        assert reports[-1].steps == 10
+        nll[recipe] = reports[-1].loss
+    assert nll["best"] < nll["balanced"] - 0.3
+
+
 def test_the_fit_learns_what_is_normal_where() -> None:
     """The features are their column and some noise: only a fit that knows each fibre's place gets below the spread."""
     generator = torch.Generator().manual_seed(0)

@@ -21,21 +21,22 @@ RECIPES = st.sampled_from(["fast", "balanced", "best"])
 
 
 @pytest.mark.parametrize(
-    ("recipe", "steps", "fibres"),
+    ("recipe", "steps", "fibres", "whitened"),
     [
-        ("fast", (1200, 960, 480), (512, 256, 256)),
-        ("balanced", (3200, 1920, 960), (512, 256, 256)),
-        ("best", (4000, 2400, 960), (1024, 512, 256)),
+        ("fast", (1200, 960, 480), (512, 256, 256), False),
+        ("balanced", (3200, 1920, 960), (512, 256, 256), False),
+        ("best", (4000, 2400, 960), (1024, 512, 256), True),
     ],
 )
 def test_with_plenty_of_data_the_recipes_are_the_measured_ones(
-    recipe: str, steps: tuple[int, ...], fibres: tuple[int, ...]
+    recipe: str, steps: tuple[int, ...], fibres: tuple[int, ...], whitened: bool
 ) -> None:
     """Fibres of the table in the design notes but for the coarsest level of `best`, steps as tuned."""
     schedules = [schedule_of(recipe, stride, TILES, 10**6) for stride in (8, 16, 32)]
     assert tuple(schedule.steps for schedule in schedules) == steps
     assert tuple(schedule.fibres for schedule in schedules) == fibres
     assert [schedule.rate for schedule in schedules] == [8e-3, 8e-3, 2e-3]
+    assert [schedule.whitened for schedule in schedules] == [whitened] * 3
 
 
 @pytest.mark.parametrize(("tiles", "times"), [(1, 1), (283, 1), (284, 1), (426, 1.5), (568, 2), (1136, 4), (10**6, 4)])

@@ -30,7 +30,7 @@ from cflow_ray.model.extras import check_runtime
 from cflow_ray.model.flow import Decoder
 from cflow_ray.model.folded import FoldedDecoder
 from cflow_ray.model.graph import DetectorGraph, EncoderGraph, FindingGraph, Sizes
-from cflow_ray.model.initialisation import initialise_from_data
+from cflow_ray.model.initialisation import start_whitened
 from cflow_ray.model.onnx_graph import ModelStructure
 from cflow_ray.model.runtime import CompiledDetector, OnnxRuntime, Run, Runtime, TorchRuntime, Weights
 from cflow_ray.model.runtime_choice import AutoRuntime, fast_encoder, open_runtime
@@ -68,7 +68,7 @@ def fitted(encoder: Encoder, normals: Tensor, seed: int, **changes: object) -> D
     decoders = []
     for level in pyramid:
         decoder = Decoder(level.shape[1], flow, generator)
-        initialise_from_data(decoder, level.permute(0, 2, 3, 1).flatten(0, 2))
+        start_whitened(decoder, level.permute(0, 2, 3, 1).flatten(0, 2))
         with torch.no_grad():
             for block in decoder.blocks:
                 block.subnet[2].weight.mul_(10)

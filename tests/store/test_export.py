@@ -28,7 +28,7 @@ from cflow_ray.model.export import export_onnx
 from cflow_ray.model.fitted import Fitted
 from cflow_ray.model.flow import Decoder
 from cflow_ray.model.folded import FoldedDecoder
-from cflow_ray.model.initialisation import initialise_from_data
+from cflow_ray.model.initialisation import start_whitened
 from cflow_ray.model.scoring import Calibration
 from cflow_ray.model.tiling import Layout
 from cflow_ray.model.verdict import judge
@@ -70,7 +70,7 @@ def add(registry: Registry, lite0_state: dict[str, Tensor], images: Tensor) -> A
         decoders, peaks = [], []
         for level in encoder(images[:6]):
             decoder = Decoder(level.shape[1], FLOW, generator)
-            initialise_from_data(decoder, level.permute(0, 2, 3, 1).flatten(0, 2))
+            start_whitened(decoder, level.permute(0, 2, 3, 1).flatten(0, 2))
             with torch.no_grad():
                 decoder.blocks[1].subnet[2].weight.mul_(10)
             decoders.append(decoder)
