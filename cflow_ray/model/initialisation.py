@@ -35,7 +35,7 @@ def start_whitened(decoder: Decoder, fibres_NC: Tensor) -> None:
     """
     mean_C, scale_C = _mean_and_scale(fibres_NC)
     _standardise(decoder, mean_C, scale_C)
-    pieces = fibres_NC.split(_ROWS_AT_ONCE)
+    pieces = (fibres_NC[start : start + _ROWS_AT_ONCE] for start in range(0, len(fibres_NC), _ROWS_AT_ONCE))
     correlation_CC = shrunk_covariance((piece_NC.double() - mean_C) * scale_C for piece_NC in pieces)
     eigenvalues_C, eigenvectors_CC = torch.linalg.eigh(correlation_CC)
     decoder.set_rotation(0, eigenvectors_CC.T.float())
