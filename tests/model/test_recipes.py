@@ -23,7 +23,7 @@ RECIPES = st.sampled_from(["fast", "balanced", "best"])
 @pytest.mark.parametrize(
     ("recipe", "steps", "fibres", "whitened"),
     [
-        ("fast", (1200, 960, 480), (512, 256, 256), False),
+        ("fast", (1200, 960, 960), (512, 256, 256), False),
         ("balanced", (3200, 1920, 960), (512, 256, 256), False),
         ("best", (4000, 2400, 960), (1024, 512, 256), True),
     ],
