@@ -9,18 +9,21 @@ from statistics import median
 from typing import Any
 
 from benchmarks.options import parse, parser
-from benchmarks.prepared import Prepared, prepare
+from benchmarks.prepared import Network, Prepared, prepare
 from benchmarks.report import publish, significant
 from benchmarks.sides import OURS, run_side
 
 
 def main() -> None:
     """Rounds of ours and the encoder in turn, a process each."""
-    options = parse(parser("score decoded images against the encoder alone"))
+    flags = parser("score decoded images against the encoder alone")
+    flags.add_argument("--encoder", default=Network.name, help="timm's name; weights are drawn, but the default's")
+    flags.add_argument("--side", type=int, default=Network.side, help="input size")
+    options = parse(flags)
     with tempfile.TemporaryDirectory() as folder:
-        prepared = prepare(Path(folder), options)
+        prepared = prepare(Path(folder), options, Network(options.encoder, options.side))
         rounds = [_round(prepared, options) for _ in range(options.rounds)]
-    publish(_result(rounds, prepared), options, {"rounds": rounds})
+    publish(_result(rounds, prepared, options), options, {"rounds": rounds})
 
 
 def _round(prepared: Prepared, options: Namespace) -> dict[str, Any]:
@@ -31,16 +34,18 @@ def _round(prepared: Prepared, options: Namespace) -> dict[str, Any]:
     return {"ours": ours, "peer": peer}
 
 
-def _result(rounds: list[dict[str, Any]], prepared: Prepared) -> dict[str, Any]:
+def _result(rounds: list[dict[str, Any]], prepared: Prepared, options: Namespace) -> dict[str, Any]:
+    network = Network(options.encoder, options.side)
     count = rounds[0]["ours"]["images"]
-    ours, peer = (median(count / figures[side]["cpu"] for figures in rounds) for side in ("ours", "peer"))
+    ours, peer = (median(count / figures[side][options.clock] for figures in rounds) for side in ("ours", "peer"))
     return {
-        "name": "encoder",
+        "name": "encoder" if network == Network() else f"encoder-{network.name}-{network.side}",
         "ours": significant(ours),
         "peer": significant(peer),
         "ratio": significant(ours / peer),
-        "unit": "images/CPU-s",
+        "unit": f"images/{options.seconds}",
         "conditions": {
+            "network": f"{network.name}, {network.side} px",
             "peer": "timm features_only network, eager, default memory format; no decoders, no map",
             "batch": prepared.shared["batch"],
             "images": count,

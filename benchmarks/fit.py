@@ -49,7 +49,8 @@ def main() -> None:
 def _fit_ours(work: Path, images: Images, options: Namespace, seed: int) -> dict[str, Any]:
     root, place = str(images.root), {"category": images.category, "registry": str(work / f"registry-{seed}")}
     detector = {"recipe": options.recipe, "seed": seed}
-    fitted = run_side(OURS, "ours.fitting", options.threads, root=root, detector=detector, **place)
+    settings = {"detector": detector, "device": options.device}
+    fitted = run_side(OURS, "ours.fitting", options.threads, root=root, **settings, **place)
     scoring = place | {"device": options.device, "runtime": options.runtime}
     found = fitted | run_side(OURS, "ours.accuracy", options.threads, root=root, scoring=scoring)
     print(json.dumps({"seed": seed, **found}), file=sys.stderr, flush=True)
@@ -81,15 +82,16 @@ def repriced(kept: list[Epoch], now: list[Epoch]) -> list[Epoch]:
 def _result(fits: list[dict[str, Any]], epochs: list[Epoch], images: Images, options: Namespace) -> dict[str, Any]:
     figures = ("cpu", "wall", "image_auroc", "pixel_auroc")
     ours = {figure: round(median(fit[figure] for fit in fits), 4) for figure in figures}
+    clock = options.clock
     equal = _first_as_good(epochs, ours, "image_auroc")
     counted = equal or epochs[-1]
     stop = _early_stop(epochs)
     return {
         "name": "fit",
-        "ours": round(ours["cpu"], 1),
-        "peer": round(counted["cpu"], 1),
-        "ratio": significant(counted["cpu"] / ours["cpu"]),
-        "unit": "CPU-s",
+        "ours": round(ours[clock], 1),
+        "peer": round(counted[clock], 1),
+        "ratio": significant(counted[clock] / ours[clock]),
+        "unit": options.seconds,
         "conditions": {
             "peer": "anomalib Cflow through its Engine, training only",
             "ours": f"recipe {options.recipe}: decode, encode, fit, calibrate, store; medians of {len(fits)} seeds",
@@ -99,8 +101,8 @@ def _result(fits: list[dict[str, Any]], epochs: list[Epoch], images: Images, opt
             "peer_auroc": [counted["image_auroc"], counted["pixel_auroc"]],
             "peer_epochs": counted["epoch"],
             "peer_reached_ours": equal is not None,
-            "ratio_at_equal_pixel_auroc": _ratio(_first_as_good(epochs, ours, "pixel_auroc"), ours),
-            "ratio_at_early_stop": _ratio(stop, ours),
+            "ratio_at_equal_pixel_auroc": _ratio(_first_as_good(epochs, ours, "pixel_auroc"), ours, clock),
+            "ratio_at_early_stop": _ratio(stop, ours, clock),
             "wall_s": [ours["wall"], counted["wall"]],
             "peer_epochs_run_now": _PRICED_EPOCHS if options.reuse_peer else len(epochs),
         },
@@ -121,8 +123,8 @@ def _early_stop(epochs: list[Epoch]) -> Epoch | None:
     return None
 
 
-def _ratio(epoch: Epoch | None, ours: dict[str, Any]) -> float | None:
-    return None if epoch is None else significant(epoch["cpu"] / ours["cpu"])
+def _ratio(epoch: Epoch | None, ours: dict[str, Any], clock: str) -> float | None:
+    return None if epoch is None else significant(epoch[clock] / ours[clock])
 
 
 if __name__ == "__main__":

@@ -37,7 +37,9 @@ def main() -> None:
         configs = [
             {"data": str(root), "registry": str(Path(folder) / name), "defaults": detector} for name in ("alone", "run")
         ]
-        configs[1]["cluster"] = {"workers": options.workers}
+        shares = {} if options.device == "cpu" else {"resources": {"gpu": 1 / options.workers}}
+        for config in configs:
+            config["cluster"] = {"workers": options.workers, **shares}
         singles = run_side(OURS, "ours.singles", 1, config=configs[0], workers=options.workers)
         run = run_side(OURS, "ours.running", 1, config=configs[1])
         peer = kept or _peer(Path(folder), root, singles, options)

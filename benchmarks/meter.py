@@ -31,16 +31,25 @@ class Meter:
 
     def start(self) -> None:
         """Begin a stretch."""
+        _finish_what_a_gpu_was_given()
         self._cpu, self._wall = time.process_time(), time.perf_counter()
 
     def stop(self) -> None:
         """End it; stretches add up."""
+        _finish_what_a_gpu_was_given()
         self.cpu += time.process_time() - self._cpu
         self.wall += time.perf_counter() - self._wall
 
     def as_dict(self) -> dict[str, float]:
         """The seconds as JSON."""
         return {"cpu": round(self.cpu, 4), "wall": round(self.wall, 4)}
+
+
+def _finish_what_a_gpu_was_given() -> None:
+    """Its kernels are only queued when torch's calls return."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def memory_mb(field: str, process: int | str = "self") -> float:

@@ -24,8 +24,12 @@ def parser(description: str, data: str = "a category's folder", rounds: int = 5)
 
 
 def parse(flags: argparse.ArgumentParser) -> argparse.Namespace:
-    """The flags given; `--quick` takes one round."""
+    """The flags given, with which `clock` the sides are compared and what its `seconds` are called; `--quick` takes one round.
+
+    It is CPU time on a CPU, quieter where others work too, and the wall's on a GPU, whose work CPU time does not count.
+    """
     options = flags.parse_args()
+    options.clock, options.seconds = ("cpu", "CPU-s") if options.device == "cpu" else ("wall", "s")
     if options.quick and "rounds" in options:
         options.rounds = 1
     return options

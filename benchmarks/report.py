@@ -26,7 +26,12 @@ _PACKAGES = (
 
 
 def publish(result: dict[str, Any], options: Namespace, detail: dict[str, Any]) -> None:
-    """Write `results/<name>.json` and print the result as the last line; a quick run is printed only."""
+    """Write `results/<name>.json` and print the result as the last line; a quick run is printed only.
+
+    The name of a result from another device than a CPU says so.
+    """
+    if options.device != "cpu":
+        result["name"] += f"-{options.device}"
     result["conditions"] |= {"device": options.device, "threads": options.threads, "quick": options.quick}
     if not options.quick:
         write(result | {"detail": detail})

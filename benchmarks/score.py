@@ -23,7 +23,7 @@ def main() -> None:
         prepared = prepare(Path(folder), options)
         rounds = [_round(prepared, options) for _ in range(options.rounds)]
     _refuse_another_encoder(rounds[0])
-    publish(_result(rounds, prepared), options, {"rounds": rounds})
+    publish(_result(rounds, prepared, options), options, {"rounds": rounds})
 
 
 def _round(prepared: Prepared, options: Namespace) -> dict[str, Any]:
@@ -42,16 +42,16 @@ def _refuse_another_encoder(figures: dict[str, Any]) -> None:
             raise SystemExit(f"the sides' features differ: norms {ours} and {peer}")
 
 
-def _result(rounds: list[dict[str, Any]], prepared: Prepared) -> dict[str, Any]:
+def _result(rounds: list[dict[str, Any]], prepared: Prepared, options: Namespace) -> dict[str, Any]:
     count = rounds[0]["ours"]["images"]
-    ours = median(count / figures["ours"]["cpu"] for figures in rounds)
-    peers = {way: median(count / figures["peer"][way]["cpu"] for figures in rounds) for way in _WAYS}
+    ours = median(count / figures["ours"][options.clock] for figures in rounds)
+    peers = {way: median(count / figures["peer"][way][options.clock] for figures in rounds) for way in _WAYS}
     return {
         "name": "score",
         "ours": significant(ours),
         "peer": significant(peers["predict"]),
         "ratio": significant(ours / peers["predict"]),
-        "unit": "images/CPU-s",
+        "unit": f"images/{options.seconds}",
         "conditions": {
             "peer": "anomalib Engine.predict, pictures off",
             "ratio_to_predict_with_pictures": significant(ours / peers["predict_with_pictures"]),

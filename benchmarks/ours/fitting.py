@@ -14,13 +14,13 @@ from cflow_ray.train.category import fit_category
 from cflow_ray.train.task import FitSite, FitTask
 
 
-def fit(root: str, category: str, registry: str, detector: dict[str, Any]) -> dict[str, Any]:
+def fit(root: str, category: str, registry: str, detector: dict[str, Any], device: str = "cpu") -> dict[str, Any]:
     """Fit and promote; the meter runs from reading the encoder's weights to writing the checkpoint."""
     samples = read_data_set(DataConfig(data=root), {}).of(category, TRAIN)
     task = FitTask(category, tuple(samples), DetectorConfig.model_validate(detector), data_digest="")
     Registry.create(Storage(registry))
     with Meter() as meter:
-        outcome = fit_category(task, FitSite(root, registry, {}), lambda progress: None)
+        outcome = fit_category(task, FitSite(root, registry, {}, gpus=float(device != "cpu")), lambda progress: None)
     if outcome.version is None:
         raise SystemExit(outcome.error)
     return {**meter.as_dict(), "version": outcome.version, "images": len(samples)}

@@ -12,8 +12,6 @@ from PIL import Image
 
 from benchmarks.meter import Meter, answer
 
-_SIDE = 256
-
 
 @torch.no_grad()
 def measure(root: str, files: list[str], encoder: dict[str, Any], batch: int, device: str) -> dict[str, Any]:
@@ -22,7 +20,9 @@ def measure(root: str, files: list[str], encoder: dict[str, Any], batch: int, de
     state = torch.load(encoder["weights"], weights_only=True)
     network.load_state_dict({name: state[name] for name in network.state_dict()})
     mean, std = (torch.tensor(encoder[name]).view(3, 1, 1) for name in ("mean", "std"))
-    batches = torch.split(torch.stack([(_decoded(Path(root) / file) - mean) / std for file in files]).to(device), batch)
+    batches = torch.split(
+        torch.stack([(_decoded(Path(root) / file, encoder["side"]) - mean) / std for file in files]).to(device), batch
+    )
     network(batches[0])
     with Meter() as meter:
         for images_B3HW in batches:
@@ -30,9 +30,9 @@ def measure(root: str, files: list[str], encoder: dict[str, Any], batch: int, de
     return {**meter.as_dict(), "images": len(files)}
 
 
-def _decoded(file: Path) -> torch.Tensor:
+def _decoded(file: Path, side: int) -> torch.Tensor:
     with Image.open(file) as image:
-        pixels = np.array(image.convert("RGB").resize((_SIDE, _SIDE), Image.Resampling.BILINEAR))
+        pixels = np.array(image.convert("RGB").resize((side, side), Image.Resampling.BILINEAR))
     return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
 
 
