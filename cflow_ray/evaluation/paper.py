@@ -24,7 +24,6 @@ from cflow_ray.errors import ConfigError, DataError
 from cflow_ray.evaluation.evaluate import read_mask
 from cflow_ray.model.detector import Detector
 from cflow_ray.model.encoder import Encoder
-from cflow_ray.model.region import covered
 from cflow_ray.store.registry import Registry
 from cflow_ray.store.storage import Storage
 
@@ -83,13 +82,17 @@ def evaluate_as_the_paper(
 
 
 def paper_figures(data_set: DataSet, category: str, encoder: Encoder, detector: Detector) -> PaperFigures:
-    """The figures of one category's labelled test images. Raises ConfigError for a detector of tiles."""
+    """The figures of one category's labelled test images. Raises ConfigError for a detector of tiles or of a region."""
     if detector.config.tiling is not None:
         raise ConfigError(f"{category} is scored in tiles, which the paper's score does not know.")
+    if detector.region_HW is not None:
+        raise ConfigError(
+            f"{category} has a region of interest, which the paper's score does not know: its maximum may lie outside."
+        )
     images = list(_labelled(data_set, category, detector))
     if not images:
         return PaperFigures(None, None)
-    seen = [covered(torch.from_numpy(image.pixels_3HW), detector.region_HW)[None] for _, image in images]
+    seen = [torch.from_numpy(image.pixels_3HW)[None] for _, image in images]
     likelihoods = [detector.likelihoods(encoder(image_13HW)) for image_13HW in seen]
     of_level = [torch.cat(level) for level in zip(*likelihoods, strict=True)]
     score_I, map_IHW = paper_score(of_level, detector.config.size)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cflow_ray.config import EncoderConfig
 from cflow_ray.model.detector import Detector, Finding
+from cflow_ray.model.device import multiply_in_float32
 from cflow_ray.model.encoder_model import CompiledEncoder, EncoderModel
 from cflow_ray.model.graph import Sizes
 from cflow_ray.model.region import covered
@@ -82,8 +83,11 @@ class DetectorBank(Generic[Key]):
         self._load_encoder = load_encoder
         self._load_model = load_model
         self._capacity_bytes = capacity_bytes
+        on_cpu = torch.device(device).type == "cpu"
+        if not on_cpu:
+            multiply_in_float32()
         self._device = device
-        self._tiles_at_once = _TILES_AT_ONCE if torch.device(device).type == "cpu" else _TILES_AT_ONCE_ON_A_GPU
+        self._tiles_at_once = _TILES_AT_ONCE if on_cpu else _TILES_AT_ONCE_ON_A_GPU
         self._runtime = runtime or TorchRuntime()
         self._detectors: OrderedDict[Key, LoadedDetector] = OrderedDict()
         self._arriving: dict[Key, Future[LoadedDetector]] = {}

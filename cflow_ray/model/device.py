@@ -19,6 +19,11 @@ def prepared_device(gpus: float) -> str:
             f"torch {torch.__version__} cannot use a GPU here. Install a build for CUDA on every node with a GPU, or ask "
             "for none."
         )
-    torch.backends.cudnn.allow_tf32 = False  # its 10 bits would move scores by more than 1e-5
-    torch.backends.cuda.matmul.allow_tf32 = False
+    multiply_in_float32()
     return f"cuda:{torch.cuda.current_device()}"  # a worker's own of a node's; threads it starts would take the first
+
+
+def multiply_in_float32() -> None:
+    """Keep this process's GPU from TF32, whose 10 bits would move scores by more than 1e-5."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from cflow_ray.model.encoder_model import CompiledEncoder
 from cflow_ray.model.region import covered
 from cflow_ray.model.seeds import seeded
 from cflow_ray.model.tiling import Layout
+
+log = logging.getLogger(__name__)
 
 # Shapes: T tiles (an image that is not cut is one tile), P = h * w positions, C channels.
 
@@ -124,15 +127,28 @@ class _Builder:
         self._copies_of: list[range] = []
         self._tiles = 0
         self._generator = seeded(0, "dither")
+        self._cut_off: set[int] = set()
 
     def add_tiles(self, pyramid: Sequence[Tensor]) -> None:
         """Append tiles with their maps (t, C_l, h_l, w_l)."""
         _refuse_non_finite(pyramid)
         if not self._levels:
             self._levels = [LevelFeatures((level.shape[2], level.shape[3]), _fitting_scale(level)) for level in pyramid]
-        for level, maps_tChw in zip(self._levels, pyramid, strict=True):
+        for number, (level, maps_tChw) in enumerate(zip(self._levels, pyramid, strict=True)):
             rows_tPC = maps_tChw.permute(0, 2, 3, 1).flatten(1, 2).cpu() / level.scale
+            self._tell_of_what_is_cut_off(number, float(rows_tPC.abs().max()))
             level.tiles += self._keep(_dithered(rows_tPC, self._generator)).unbind()
+
+    def _tell_of_what_is_cut_off(self, number: int, largest: float) -> None:
+        if largest <= _LARGEST_HALF or number in self._cut_off:
+            return
+        self._cut_off.add(number)
+        kept = _LARGEST_HALF * self._levels[number].scale
+        log.warning(
+            "level %d: a feature of %.3g is fitted as %.3g, the most that fits beside the first %d images'. "
+            "Look for images unlike the others.",
+            *(number, largest * self._levels[number].scale, kept, _TILES_OF_A_PASS),
+        )
 
     def add_piece(self, tiles: int, layout: Layout | None) -> None:
         """The next tiles are an image of this layout or, without one, a copy of the image before."""

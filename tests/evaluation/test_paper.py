@@ -18,10 +18,11 @@ from click.testing import CliRunner
 from sklearn.metrics import roc_auc_score
 
 from cflow_ray.cli import main
-from cflow_ray.config import EvaluateConfig
+from cflow_ray.config import DataConfig, EvaluateConfig
+from cflow_ray.data.datasets import read_data_set
 from cflow_ray.data.images import decode_mask, prepare
 from cflow_ray.errors import ConfigError, DataError
-from cflow_ray.evaluation.paper import PaperFigures, evaluate_as_the_paper, paper_score
+from cflow_ray.evaluation.paper import PaperFigures, evaluate_as_the_paper, paper_figures, paper_score
 from cflow_ray.store.registry import Registry
 from cflow_ray.store.results import SCORE_SCHEMA
 from cflow_ray.store.storage import Storage
@@ -93,6 +94,17 @@ def test_the_figures_are_those_of_the_score_over_all_test_images(miniature: Path
     assert found.image_auroc == pytest.approx(roc_auc_score(labels, score_I.numpy()), abs=1e-6)
     expected = roc_auc_score(np.stack(masks).ravel(), map_IHW.numpy().ravel())
     assert found.pixel_auroc == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_region_of_interest_is_refused(miniature: Path, registry: Path) -> None:
+    """Outside of it nothing was fitted, and the score's maxima would be taken there."""
+    opened = Registry(Storage(str(registry)))
+    detector = opened.detector("brick", opened.best("brick"))
+    encoder = opened.encoder(detector.config.encoder, detector.encoder_digest)
+    detector.region_HW = torch.ones(detector.config.size, dtype=torch.bool)
+    data_set = read_data_set(DataConfig(data=str(miniature)), {})
+    with pytest.raises(ConfigError, match="brick has a region of interest"):
+        paper_figures(data_set, "brick", encoder, detector)
 
 
 def test_without_a_defect_or_without_labels_there_is_no_figure(miniature: Path, registry: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import threading
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -133,6 +134,21 @@ def test_a_mixed_batch_gives_each_image_the_answer_it_has_alone_in_order(
     bank = loads.bank()
     batches = [slice(first, first + size) for first in range(0, len(images), size)]
     assert_same([finding for batch in batches for finding in bank.score_batch(images[batch], keys[batch])], alone)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_scores_as_the_cpu_and_a_batch_as_its_images_alone(
+    detectors: dict[str, Detector], encoder: Encoder, mixed: tuple[list[Tensor], list[str]], alone: list[Finding]
+) -> None:
+    images, keys = mixed
+    bank = DetectorBank[str](
+        lambda key: deepcopy(detectors[key]), lambda config, digest: deepcopy(encoder), device="cuda"
+    )
+    together = bank.score_batch(images, keys)
+    one_by_one = [bank.score_batch([image], [key])[0] for image, key in zip(images, keys, strict=True)]
+    assert_same(together, one_by_one)
+    assert_same(together, alone, tolerance=1e-4)
 
 
 def test_findings_are_scores_and_maps_in_range_at_the_detectors_size(

@@ -114,6 +114,17 @@ def test_later_images_may_be_64_times_as_large_as_the_first_pass() -> None:
     assert values_of_level(features) == [3.0] * 16 + [192.0]
 
 
+def test_features_that_are_cut_off_are_told_once_a_level(caplog: pytest.LogCaptureFixture) -> None:
+    def far_brighter(images_B3HW: Tensor) -> list[Tensor]:
+        return [images_B3HW[:, :1, ::16, ::16].float() ** 3]
+
+    images = [painted(1)] * 16 + [painted(6), painted(7), painted(8)] + [painted(1)] * 13 + [painted(9)]
+    features = encode(as_encoder(far_brighter), [(image, WHOLE) for image in images])
+    assert values_of_level(features)[16] == pytest.approx(65504 / 512)
+    (told,) = caplog.messages
+    assert "level 0: a feature of 512 is fitted as 128" in told
+
+
 def values_of_level(features: Features) -> list[float]:
     level = features.levels[0]
     return [float(level.maps([tile]).unique().item()) for tile in range(len(level.tiles))]
