@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,7 +12,7 @@ from cflow_ray.data.layouts.mvtec import read_btad, read_mvtec, read_mvtec_ad2, 
 from cflow_ray.data.layouts.real_iad import read_real_iad
 from cflow_ray.data.layouts.table import read_table
 from cflow_ray.data.layouts.visa import read_visa
-from cflow_ray.data.samples import DataSet, Sample
+from cflow_ray.data.samples import DataSet
 from cflow_ray.errors import DataError
 
 Reader = Callable[[DataConfig, Mapping[str, Any]], DataSet]
@@ -61,11 +60,3 @@ def read_as_found(config: DataConfig, storage_options: Mapping[str, Any]) -> Dat
     if not data_set.samples:
         raise DataError(f"no image in {config.data} in layout {config.layout!r}; it needs {_NEEDS[config.layout]}.")
     return data_set
-
-
-def count_by_split(samples: list[Sample]) -> dict[str, int]:
-    """How many samples each split has."""
-    counts: dict[str, int] = defaultdict(int)
-    for sample in samples:
-        counts[sample.split] += 1
-    return dict(counts)

@@ -21,7 +21,7 @@ LARGEST = 1.0 - 2**-24
 class Calibration:
     """What held-out normal images say: each level's peak and the scores of images that did not train.
 
-    `peaks`: the largest log-likelihood per dimension of each level, in nats. `scores`: ascending, in [0, 1).
+    `peaks`: a high quantile of each level's log-likelihood per dimension, in nats. `scores`: ascending, in [0, 1).
     """
 
     peaks: tuple[float, ...]
