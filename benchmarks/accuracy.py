@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any
 from uuid import uuid4
 
@@ -121,14 +122,20 @@ def main() -> None:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: a line per set, encoder and recipe; mean and range over the seeds, in per cent, and range of seconds."""
+    """Markdown: a line per set, encoder and recipe; mean and range over the seeds, in per cent, and range of seconds.
+
+    The interval is the 95 % bootstrap interval over test images, its ends averaged over the seeds.
+    """
     lines = [
-        "| data | encoder | recipe | stored as | seeds | image AUROC | pixel AUROC | AUPRO | pixel F1 | fit CPU-s |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| data | encoder | recipe | stored as | seeds | image AUROC | its 95 % interval | pixel AUROC | AUPRO | pixel F1 "
+        "| fit CPU-s |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for key in sorted({_key(row) for row in rows}, key=_place):
         of_key = [row for row in rows if _key(row) == key]
-        figures = " | ".join(_mean_and_range([row[name] for row in of_key]) for name in _FIGURES)
+        image, *others = (_mean_and_range([row[name] for row in of_key]) for name in _FIGURES)
+        ends = (100 * mean(row[f"image_auroc_{end}"] for row in of_key) for end in ("low", "high"))
+        figures = " | ".join((image, "{:.1f} to {:.1f}".format(*ends), *others))
         seconds = sorted({round(row["fit_cpu_seconds"]) for row in of_key})
         lines.append(f"| {' | '.join(key)} | {len(of_key)} | {figures} | {seconds[0]}{_to(seconds[1:])} |")
     return "\n".join(lines)
