@@ -136,7 +136,7 @@ class _Builder:
             self._levels = [LevelFeatures((level.shape[2], level.shape[3]), _fitting_scale(level)) for level in pyramid]
         for number, (level, maps_tChw) in enumerate(zip(self._levels, pyramid, strict=True)):
             rows_tPC = maps_tChw.permute(0, 2, 3, 1).flatten(1, 2).cpu() / level.scale
-            self._tell_of_what_is_cut_off(number, float(rows_tPC.abs().max()))
+            self._tell_of_what_is_cut_off(number, _largest(rows_tPC))
             level.tiles += self._keep(_dithered(rows_tPC, self._generator)).unbind()
 
     def _tell_of_what_is_cut_off(self, number: int, largest: float) -> None:
@@ -188,5 +188,9 @@ def _dithered(values: Tensor, generator: torch.Generator) -> Tensor:
 
 def _fitting_scale(level_tChw: Tensor) -> float:
     """A power of two that brings the level's largest value near 1024: exact, and far from half precision's ends."""
-    largest = float(level_tChw.abs().max()) if level_tChw.numel() else 0.0
+    largest = _largest(level_tChw)
     return 2.0 ** math.ceil(math.log2(largest * _HEADROOM / _LARGEST_HALF)) if largest > 0 else 1.0
+
+
+def _largest(values: Tensor) -> float:
+    return float(values.abs().max()) if values.numel() else 0.0
