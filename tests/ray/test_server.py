@@ -142,7 +142,7 @@ def test_the_command_serves_until_it_is_interrupted(registry: Path, image: bytes
         url = json.loads(server.stdout.readline())["url"]
         assert httpx.post(f"{url}/v1/score/brick", content=image, timeout=60).status_code == 200
         server.send_signal(signal.SIGINT)
-        assert server.wait(180) == 0
+        assert server.wait(60) == 0
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{url}/healthz")
     finally:
