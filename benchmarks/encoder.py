@@ -35,8 +35,7 @@ def _round(prepared: Prepared, options: Namespace) -> dict[str, Any]:
 
 
 def _result(rounds: list[dict[str, Any]], prepared: Prepared, options: Namespace) -> dict[str, Any]:
-    network = Network(options.encoder, options.side)
-    count = rounds[0]["ours"]["images"]
+    network, count = prepared.network, rounds[0]["ours"]["images"]
     ours, peer = (median(count / figures[side][options.clock] for figures in rounds) for side in ("ours", "peer"))
     return {
         "name": "encoder" if network == Network() else f"encoder-{network.name}-{network.side}",

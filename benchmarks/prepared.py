@@ -37,6 +37,7 @@ class Prepared:
     """Settings that the sides take: `shared` are both sides', `scoring` is ours, `encoder` the peers'."""
 
     images: Images
+    network: Network
     shared: dict[str, Any]
     scoring: dict[str, Any]
     encoder: dict[str, Any]
@@ -55,6 +56,7 @@ def prepare(work: Path, options: Namespace, network: Network | None = None) -> P
     shared = {"root": root, "files": files, "batch": min(BATCH, len(files))}
     return Prepared(
         images,
+        network,
         shared,
         {**place, "device": options.device, "runtime": options.runtime},
         encoder | {"side": network.side},
