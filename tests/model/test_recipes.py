@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import replace
 
 import pytest
@@ -51,7 +52,14 @@ def test_no_fibre_is_seen_in_more_passes_than_allowed(recipe: str, stride: int, 
     schedule = schedule_of(recipe, stride, tiles, positions)
     assert 1 <= schedule.fibres <= tiles * positions
     assert schedule.steps >= 1
-    assert schedule.steps * schedule.fibres <= (8 if stride > 16 else 10) * tiles * positions
+    allowed = (8 if stride > 16 else 10) * math.sqrt(min(max(tiles / TILES, 1), 4))
+    assert schedule.steps * schedule.fibres <= allowed * tiles * positions
+
+
+@pytest.mark.parametrize(("tiles", "passes"), [(32, 8), (TILES, 8), (4 * TILES, 16), (16 * TILES, 16)])
+def test_larger_sets_are_passed_over_more_often_and_at_most_twice_as_often(tiles: int, passes: float) -> None:
+    schedule = schedule_of("best", 32, tiles, 8)
+    assert schedule.steps * schedule.fibres == passes * tiles * 8
 
 
 @pytest.mark.parametrize("tiles", [1, 31, 32, 33, 64])
