@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,13 @@ pytest_plugins = ["tests.stores", "tests.miniature"]
 
 
 def pytest_configure() -> None:
-    """One thread of torch: two spin while they wait for each other, and beside Ray's workers a test took ten times as long."""
+    """One thread of torch, and interrupts that reach the processes that tests start.
+
+    Two threads spin while they wait for each other: beside Ray's workers a test took ten times as long. Below a shell's
+    `&` SIGINT is ignored, and children inherit that.
+    """
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

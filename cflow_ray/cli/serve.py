@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from contextlib import suppress
+import signal
+from threading import Event
 from typing import Any
 
 import click
@@ -25,7 +25,7 @@ from cflow_ray.config import ServeConfig, TokenConfig, load_config
 @runtime_option
 @common
 def serve(out: Output, config_file: str | None, **flags: Any) -> None:
-    """Serve the best checkpoints over HTTP until interrupted; promoted versions are taken over while it runs.
+    """Serve the best checkpoints over HTTP until interrupted or told to end; promoted versions are taken over meanwhile.
 
     Another host than 127.0.0.1 needs tokens: cflow-ray token makes them.
     """
@@ -34,9 +34,20 @@ def serve(out: Output, config_file: str | None, **flags: Any) -> None:
 
     with Server(config) as server:
         out({"url": server.url}, f"serving {config.registry} at {server.url}", f"try: curl {server.url}/v1/categories")
-        with suppress(KeyboardInterrupt):  # how a server is stopped
-            while True:
-                time.sleep(1)
+        _wait_for_the_end()
+
+
+def _wait_for_the_end() -> None:
+    """Until SIGINT, which Ctrl-C sends, or SIGTERM, which systemd, Docker and Kubernetes send.
+
+    Ray's own handler of SIGTERM ends the process at once, requests and all. A second signal finds the handlers of before.
+    """
+    told = Event()
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda *_: told.set()) for number in numbers]
+    told.wait()
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
 
 
 @click.command(epilog="Example: cflow-ray token line-3 --rate 20")
