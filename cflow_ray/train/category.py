@@ -57,7 +57,7 @@ from cflow_ray.train.task import FitSite, FitTask, Outcome
 from cflow_ray.train.testing import score_test_images
 
 _SAVEPOINTS = "_savepoints"
-_SAVEPOINT_FORMAT = 9  # of the states, and of what a recipe does
+_SAVEPOINT_FORMAT = 10  # of the states, and of what a recipe does
 
 Report = Callable[[CategoryProgress], None]
 """Tells the run how far a category is."""
