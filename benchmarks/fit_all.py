@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.images import draw_factory
 from benchmarks.options import parse, parser
-from benchmarks.report import RESULTS, publish, significant
+from benchmarks.report import RESULTS, name_on, publish, significant
 from benchmarks.sides import ANOMALIB, OURS, run_side
 from cflow_ray.config import DataConfig
 from cflow_ray.data.datasets import read_data_set
@@ -32,7 +32,7 @@ def main() -> None:
     options.side = 64 if options.quick else options.side
     with tempfile.TemporaryDirectory() as folder:
         root = options.data or _drawn(Path(folder) / "data", options)
-        kept = _kept_peer(training_images(root)) if options.reuse_peer else None
+        kept = _kept_peer(training_images(root), options.device) if options.reuse_peer else None
         detector = {"recipe": options.recipe, "input_size": options.side}
         configs = [
             {"data": str(root), "registry": str(Path(folder) / name), "defaults": detector} for name in ("alone", "run")
@@ -78,8 +78,11 @@ def _peer(work: Path, root: Path, singles: dict[str, Any], options: Namespace) -
     return run_side(ANOMALIB, "peer.looping", options.workers, root=str(root), encoder=encoder, **settings)
 
 
-def _kept_peer(images: dict[str, int]) -> dict[str, Any]:
-    kept: dict[str, Any] = json.loads((RESULTS / "fit-all.json").read_text(encoding="utf-8"))["detail"]
+def _kept_peer(images: dict[str, int], device: str) -> dict[str, Any]:
+    path = RESULTS / f"{name_on('fit-all', device)}.json"
+    if not path.is_file():
+        sys.exit(f"--reuse-peer: there is no {path.name} yet; run without --reuse-peer")
+    kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["detail"]
     refuse_another_peer(kept, images)
     peer: dict[str, Any] = kept["peer"]
     return peer

@@ -26,16 +26,17 @@ _PACKAGES = (
 
 
 def publish(result: dict[str, Any], options: Namespace, detail: dict[str, Any]) -> None:
-    """Write `results/<name>.json` and print the result as the last line; a quick run is printed only.
-
-    The name of a result from another device than a CPU says so.
-    """
-    if options.device != "cpu":
-        result["name"] += f"-{options.device}"
+    """Write `results/<name>.json` and print the result as the last line; a quick run is printed only."""
+    result["name"] = name_on(result["name"], options.device, options.runtime)
     result["conditions"] |= {"device": options.device, "threads": options.threads, "quick": options.quick}
     if not options.quick:
         write(result | {"detail": detail})
     print(json.dumps({key: result[key] for key in KEYS}), flush=True)
+
+
+def name_on(name: str, device: str, runtime: str = "auto") -> str:
+    """The name of a result, which says so where it comes from another device than a CPU or a runtime asked for."""
+    return name + (f"-{device}" if device != "cpu" else "") + (f"-{runtime}" if runtime != "auto" else "")
 
 
 def write(result: dict[str, Any]) -> None:

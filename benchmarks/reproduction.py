@@ -46,7 +46,6 @@ _PASSES_OF_A_SET = 8
 def main() -> None:
     """Fit, score every set, write the result."""
     options = _options()
-    data_set = read_data_set(DataConfig(data=options.root), {})
     config = DetectorConfig.model_validate(
         {
             "encoder": {"name": options.encoder, "weights": options.weights, "strides": options.strides},
@@ -57,6 +56,14 @@ def main() -> None:
             "seed": options.seed,
         }
     )
+    name = f"reproduction-{options.category}-{options.encoder}-{options.input_size}"
+    result = {"name": name} | reproduce(read_data_set(DataConfig(data=options.root), {}), options.category, config)
+    write(result)
+    print(json.dumps(result))
+
+
+def reproduce(data_set: DataSet, category: str, config: DetectorConfig) -> dict[str, Any]:
+    """Figures of one fit: of its last pass by either score, and of the best of all looks at the test set."""
     encoder = Encoder(config.encoder, read_weights(config.encoder))
     sets: dict[int, dict[int, dict[str, Tensor]]] = {}
 
@@ -66,25 +73,21 @@ def main() -> None:
             print(progress, flush=True)
 
     start = time.process_time()
-    features = encode(encoder, _training_images(data_set, options.category, config))
-    fitted = fit_detector(features, config, category_seed(config.seed, options.category), FitContext(set_aside))
+    features = encode(encoder, _training_images(data_set, category, config))
+    fitted = fit_detector(features, config, category_seed(config.seed, category), FitContext(set_aside))
     seconds = time.process_time() - start
-    passes = {
-        step: _figures(data_set, options.category, encoder, _with(fitted, states)) for step, states in sets.items()
-    }
+    passes = {step: _figures(data_set, category, encoder, _with(fitted, states)) for step, states in sets.items()}
     last = passes[max(passes)]
-    best = {name: max(figures[name] for figures in passes.values()) for name in last}
-    result = {
-        "name": f"reproduction-{options.category}-{options.encoder}-{options.input_size}",
+    return {
         "fit_cpu_seconds": round(seconds, 1),
         "training_images": len(features),
-        "last pass, our score": _our_figures(data_set, options.category, encoder, fitted),
+        "last pass, our score": _our_figures(data_set, category, encoder, fitted),
         "last pass, paper's score": last,
-        "best pass on the test set, each metric its own (for comparison only)": best,
+        "best pass on the test set, each metric its own (for comparison only)": {
+            name: max(figures[name] for figures in passes.values()) for name in last
+        },
         "by pass": passes,
     }
-    write(result)
-    print(json.dumps(result))
 
 
 def _options() -> Any:

@@ -24,7 +24,7 @@ _CONFIGS = Path(__file__).parents[1] / "jobs" / "configs"
 
 @dataclass(frozen=True)
 class BenchmarkResult:
-    """What a benchmark gave: figures of the last step, no test image having chosen anything."""
+    """What a benchmark gave: figures of the models kept, which no test image has chosen."""
 
     name: str
     metrics: dict[str, Metrics]
@@ -34,7 +34,7 @@ class BenchmarkResult:
         """The figures as JSON, the paper's beside them."""
         return {
             "benchmark": self.name,
-            "protocol": "last step, no test image chose anything",
+            "protocol": "the model kept, by held-out likelihood (recipe paper: of the last step); no test image chose anything",
             "categories": {outcome.category: outcome.as_dict() for outcome in self.outcomes},
             "paper_wrn50_best_epoch_on_test": PAPER_WRN50,
         }

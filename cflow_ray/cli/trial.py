@@ -26,7 +26,7 @@ from cflow_ray.progress import ProgressBoard
 def benchmark(out: Output, config_file: str | None, name: str, **flags: Any) -> int:
     """Fit every category of a published benchmark (mvtec_ad) and print its tables beside the paper's.
 
-    Figures are of the last step; the paper's are of the best epoch on the test set.
+    No test image chooses which model is kept; the paper's figures are of the best epoch on the test set.
     """
     from cflow_ray.benchmark import benchmark_config, run_benchmark
     from cflow_ray.evaluation.published import PAPER_WRN50

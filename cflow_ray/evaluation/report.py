@@ -73,7 +73,7 @@ def comparison_tables(
         table = Table(title, "Avg", *(category.replace("_", " ").title() for category in metrics))
         ours = [getattr(of_category, name) for of_category in metrics.values()]
         theirs = [published.get(name, {}).get(category) for category in metrics]
-        table.add_row("cflow_ray, last step", *(figure(value) for value in [mean(ours), *ours]))
+        table.add_row("cflow_ray, unseen test set", *(figure(value) for value in [mean(ours), *ours]))
         intervals = [of_category.intervals.get(name) for of_category in metrics.values()]
         if any(intervals):  # a row an end: fifteen columns are narrow
             for title_of_end, end in (("95 % from", 0), ("95 % to", 1)):

@@ -47,7 +47,7 @@ class Manifest(Model):
     calibration_scores: tuple[float, ...]
     """Ascending scores of normal images that did not train; of folds, brought to the level of the kept model."""
     metrics: dict[str, float | None] = Field(default_factory=dict)
-    """Metrics on the labelled test images, last step, no test image having chosen anything."""
+    """Metrics on the labelled test images, none of which has chosen anything."""
     nll: tuple[float, ...] = ()
     """Held-out negative log-likelihood per dimension of each level, in nats."""
     training_images: int = 0

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cflow_ray.config import EncoderConfig, FlowConfig
+from cflow_ray.config import EncoderConfig, FlowConfig, TilingConfig
 from cflow_ray.model.encoder import Encoder
 from cflow_ray.model.flow import Decoder
 
@@ -46,3 +46,23 @@ def random_decoder(channels: int, config: FlowConfig, seed: int = 0) -> Decoder:
         block.global_scale.data += torch.randn(block.global_scale.shape, generator=generator)
         block.global_offset.data += torch.randn(block.global_offset.shape, generator=generator)
     return decoder
+
+
+SETTINGS: dict[str, dict[str, object]] = {
+    "unconditional": {"flow": FlowConfig(blocks=2, condition_channels=0)},
+    "more blocks": {"flow": FlowConfig(blocks=5, condition_channels=8)},
+    "longer condition": {"flow": FlowConfig(blocks=2, condition_channels=32)},
+    "level weights": {"level_weights": (0.25, 2.0)},
+    "smoothing": {"smoothing": 4.0},
+    "maximum": {"top_fraction": 0.0},
+    "mean": {"top_fraction": 1.0},
+    "tiling": {"tiling": TilingConfig(overlap=0.5)},
+    "not square": {"input_size": (64, 96)},
+    "region": {},
+}
+"""Settings of a detector that change how it scores; the region goes beside them."""
+
+
+def drawn_region(size: tuple[int, int]) -> Tensor:
+    """A region of interest in many pieces (H, W), bool."""
+    return torch.rand(size, generator=torch.Generator().manual_seed(0)) < 0.3

@@ -24,6 +24,7 @@ from cflow_ray.model.folded import FoldedDecoder
 from cflow_ray.model.initialisation import start_whitened
 from cflow_ray.model.scoring import Calibration
 from cflow_ray.model.tiling import Blend, Layout
+from tests.model.conftest import SETTINGS, drawn_region
 
 FLOW = FlowConfig(blocks=2, condition_channels=8)
 SIDES = {"cat": 64, "cup": 64, "rocket": 96, "tile": 96, "screw": 64}
@@ -413,20 +414,6 @@ def test_more_tiles_than_a_pass_takes_are_passed_on_in_turn(
 # settings of a detector
 
 
-SETTINGS: dict[str, dict[str, object]] = {
-    "unconditional": {"flow": FlowConfig(blocks=2, condition_channels=0)},
-    "more blocks": {"flow": FlowConfig(blocks=5, condition_channels=8)},
-    "longer condition": {"flow": FlowConfig(blocks=2, condition_channels=32)},
-    "level weights": {"level_weights": (0.25, 2.0)},
-    "smoothing": {"smoothing": 4.0},
-    "maximum": {"top_fraction": 0.0},
-    "mean": {"top_fraction": 1.0},
-    "tiling": {"tiling": TilingConfig(overlap=0.5)},
-    "not square": {"input_size": (64, 96)},
-    "region": {},
-}
-
-
 @pytest.mark.parametrize("name", SETTINGS)
 def test_with_every_setting_an_image_alone_has_the_answer_it_has_in_a_batch(
     name: str, encoder: Encoder, photographs: Tensor, detectors: dict[str, Detector]
@@ -436,7 +423,7 @@ def test_with_every_setting_an_image_alone_has_the_answer_it_has_in_a_batch(
     normals = resized_to(photographs, config.size)
     for decoder, level in zip(decoders, encoder(normals[:6]), strict=True):
         start_whitened(decoder, level.permute(0, 2, 3, 1).flatten(0, 2))
-    region_HW = torch.rand(config.size, generator=torch.Generator().manual_seed(0)) < 0.3 if name == "region" else None
+    region_HW = drawn_region(config.size) if name == "region" else None
     folded = [FoldedDecoder.of(decoder) for decoder in decoders]
     detector = Detector(config, folded, Calibration.of([-1.0, -1.0], [0.1]), "weights", region_HW)
     bank = Loads({**detectors, "set": detector}, encoder).bank()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from statistics import median
 
 import pytest
 import timm
@@ -10,10 +11,14 @@ import torch
 import torchvision
 from torch import Tensor
 
-from cflow_ray.config import EncoderConfig
+from cflow_ray.config import DetectorConfig, EncoderConfig, FlowConfig
+from cflow_ray.data.synthetic import normal_images
 from cflow_ray.errors import CheckpointError, ConfigError
 from cflow_ray.model import encoder
 from cflow_ray.model.encoder import Encoder, levels_behind
+from cflow_ray.model.features import encode
+from cflow_ray.model.fitting import fit_detector
+from cflow_ray.model.tiling import Layout
 
 State = dict[str, Tensor]
 IMAGENET = (torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225]))
@@ -55,6 +60,26 @@ def test_in_bfloat16_features_are_float32_and_near_those_of_float32(
         assert level.dtype == torch.float32
         error = (level.cpu() - expected).square().mean().sqrt() / expected.square().mean().sqrt()
         assert 1e-4 < error < 0.1
+
+
+def test_in_bfloat16_scores_move_by_no_more_than_is_stated(
+    lite0: Encoder, lite0_state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As docs/detector.md has it, of a category fitted in float32; a CPU's bfloat16 stands in for a GPU's."""
+    drawn = itertools.islice(normal_images("grass", 90, "train", 0, 64), 90)
+    images = torch.stack([torch.from_numpy(pixels.copy()).permute(2, 0, 1) for pixels in drawn])
+    layout = Layout((64, 64), (64, 64), ((0, 0),))
+    config = DetectorConfig(input_size=64, recipe="fast", flow=FlowConfig(blocks=4))
+    detector = fit_detector(encode(lite0, ((image, layout) for image in images[:30])), config, seed=0).detector()
+    exact = lite0(images[30:])
+    monkeypatch.setattr(encoder, "_precision", lambda config, kind: torch.autocast(kind, torch.bfloat16))
+    mixed = Encoder(EncoderConfig(gpu_precision="bfloat16"), lite0_state)(images[30:])
+    moved = [
+        abs(detector.score(one) - detector.score(other))
+        for one, other in zip(detector.maps(exact), detector.maps(mixed), strict=True)
+    ]
+    assert 0 < max(moved) < 0.05
+    assert median(moved) < 0.01
 
 
 @pytest.mark.parametrize(

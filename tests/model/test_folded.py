@@ -8,7 +8,7 @@ import FrEIA.framework
 import FrEIA.modules
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -39,33 +39,13 @@ def by_freia(decoder: Decoder, features_BChw: Tensor) -> Tensor:
     return exact(rows_NC, condition_ND).view(B, h, w)
 
 
-@settings(deadline=None, max_examples=60)
-@given(
-    shape=st.tuples(st.integers(2, 9), st.integers(2, 4), st.sampled_from([0, 4, 8, 12])),
-    size=st.sampled_from(SIZES),
-    images=st.sampled_from([1, 2, 3, 17]),
-    seed=st.integers(0, 1000),
-)
-@example(shape=(2, 2, 0), size=(32, 33), images=2, seed=0)
-@example(shape=(9, 4, 8), size=(8, 8), images=17, seed=0)
-def test_it_is_freias_forward(
-    make_decoder: MakeDecoder, shape: tuple[int, int, int], size: tuple[int, int], images: int, seed: int
-) -> None:
-    """`shape`: channels, blocks and condition channels."""
-    decoder = make_decoder(*shape, seed)
-    features_BChw = features(images, shape[0], size, seed)
-    found_Bhw = FoldedDecoder.of(decoder)(features_BChw)
-    assert found_Bhw.dtype == torch.float32
-    # These flows take features far from normal, to -1e3 nats a dimension and more: there float32 gives the bound.
-    torch.testing.assert_close(found_Bhw.double(), by_freia(decoder, features_BChw), rtol=5e-6, atol=1e-5)
-
-
 @torch.no_grad()
-def near_normal(channels: int, blocks: int) -> Decoder:
+def near_normal(channels: int, blocks: int, condition_channels: int = 128, seed: int = 0) -> Decoder:
     """A decoder as a fit leaves it: every parameter at work, standard normal features likely."""
-    generator = torch.Generator().manual_seed(channels)
+    generator = torch.Generator().manual_seed(1000 * seed + channels)
+    config = FlowConfig(blocks=blocks, condition_channels=condition_channels)
     # the rotation of 2048 channels takes seconds to draw; FrEIA's own permutation stands in for it
-    decoder = Decoder(channels, FlowConfig(blocks=blocks), generator if channels < 2048 else None)
+    decoder = Decoder(channels, config, generator if channels < 2048 else None)
     for block in decoder.blocks:
         for parameter in (block.global_scale, block.global_offset, block.subnet[2].bias):
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
@@ -74,8 +54,43 @@ def near_normal(channels: int, blocks: int) -> Decoder:
     return decoder
 
 
+@settings(deadline=None, max_examples=60)
+@given(
+    shape=st.tuples(st.integers(2, 40), st.integers(2, 8), st.sampled_from([0, 4, 8, 128])),
+    size=st.sampled_from(SIZES),
+    images=st.sampled_from([1, 2, 3, 17]),
+    seed=st.integers(0, 1000),
+)
+@example(shape=(2, 2, 0), size=(32, 33), images=2, seed=0)
+@example(shape=(9, 4, 8), size=(8, 8), images=17, seed=0)
+def test_of_likely_features_it_is_freias_forward_within_1e_5_nats(
+    shape: tuple[int, int, int], size: tuple[int, int], images: int, seed: int
+) -> None:
+    """`shape`: channels, blocks and condition channels."""
+    decoder = near_normal(*shape, seed)
+    features_BChw = features(images, shape[0], size, seed)
+    expected_Bhw = by_freia(decoder, features_BChw)
+    assume(
+        expected_Bhw.min() > -6
+    )  # a Gaussian has -1.4 in the mean; couplings of few channels make wilder flows now and then
+    found_Bhw = FoldedDecoder.of(decoder)(features_BChw)
+    assert found_Bhw.dtype == torch.float32
+    torch.testing.assert_close(found_Bhw.double(), expected_Bhw, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 0), (5, 3, 4), (9, 4, 8)])
+def test_of_features_far_from_normal_it_is_freias_forward_to_float32s_digits(
+    make_decoder: MakeDecoder, shape: tuple[int, int, int]
+) -> None:
+    """Of -1e3 nats a dimension and less, whose last digit in float32 is above 1e-5."""
+    decoder = make_decoder(*shape)
+    features_BChw = features(3, shape[0], (32, 33))
+    expected_Bhw = by_freia(decoder, features_BChw)
+    torch.testing.assert_close(FoldedDecoder.of(decoder)(features_BChw).double(), expected_Bhw, rtol=5e-6, atol=1e-5)
+
+
 @pytest.mark.parametrize(("channels", "blocks"), [(40, 8), (112, 8), (320, 8), (512, 2), (1024, 2), (2048, 2)])
-def test_of_likely_features_it_is_freias_forward_within_1e_5_nats(channels: int, blocks: int) -> None:
+def test_on_the_levels_of_encoders_too(channels: int, blocks: int) -> None:
     """The default encoder's levels, and those of the paper's WRN50."""
     features_BChw = features(2, channels, (7, 5))
     decoder = near_normal(channels, blocks)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType, ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,6 +37,7 @@ from cflow_ray.model.runtime import CompiledDetector, OnnxRuntime, Run, Runtime,
 from cflow_ray.model.runtime_choice import AutoRuntime, fast_encoder, open_runtime
 from cflow_ray.model.scoring import Calibration
 from cflow_ray.model.threads import torch_threads
+from tests.model.conftest import SETTINGS, drawn_region
 
 BOUND = 1e-5
 CATEGORIES = ("cat", "cup", "rocket")
@@ -60,9 +62,9 @@ def images(photographs: Tensor) -> Images:
     return {category: resized[SIZES[category]] for category in CATEGORIES}
 
 
-def fitted(encoder: Encoder, normals: Tensor, seed: int, **changes: object) -> Detector:
+def fitted(encoder: Encoder, normals: Tensor, seed: int, region_HW: Tensor | None = None, **changes: Any) -> Detector:
     """A detector whose start follows some images' features, with couplings at work, as after a fit."""
-    flow = FlowConfig(blocks=3, condition_channels=0 if seed == 1 else 8)
+    flow = changes.pop("flow", FlowConfig(blocks=3, condition_channels=0 if seed == 1 else 8))
     generator = torch.Generator().manual_seed(seed)
     pyramid = encoder(normals[torch.randperm(len(normals), generator=generator)[:8]])
     decoders = []
@@ -76,7 +78,7 @@ def fitted(encoder: Encoder, normals: Tensor, seed: int, **changes: object) -> D
     peaks = [float(decoder(level).quantile(0.9)) for decoder, level in zip(decoders, pyramid, strict=True)]
     size = (normals.shape[2], normals.shape[3])
     config = DetectorConfig(**{"encoder": encoder.config, "flow": flow, "input_size": size} | changes)
-    return Detector(config, decoders, Calibration.of(peaks, [0.1, 0.2]), encoder_digest="lite0")
+    return Detector(config, decoders, Calibration.of(peaks, [0.1, 0.2]), "lite0", region_HW)
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +152,19 @@ def test_tiles_of_large_images_are_compiled_too(runtime: Runtime, lite0: Encoder
     )
     assert found[0].map_HW.shape == (100, 150)
     assert furthest(found, expected) <= BOUND
+
+
+@pytest.mark.parametrize("name", ["more blocks", "longer condition", "mean", "region"])
+def test_settings_that_no_category_above_has_are_compiled_too(
+    runtime: Runtime, name: str, lite0: Encoder, images: Images
+) -> None:
+    region_HW = drawn_region(SIZES["cat"]) if name == "region" else None
+    detector = {"cat": fitted(lite0, images["cat"], 3, region_HW, **SETTINGS[name])}
+    batch = [*images["cat"][:5]], ["cat"] * 5
+    expected, bank = scored(bank_of(detector, lite0, TorchRuntime()), batch, 1), bank_of(detector, lite0, runtime)
+    assert np.ptp([finding.score for finding in expected]) > 0.01
+    for size in (1, 5):
+        assert furthest(scored(bank, batch, size), expected) <= BOUND
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -113,7 +114,16 @@ def expected_likelihoods(decoders: list[SequenceINN], pyramid: list[Tensor], con
     ]
 
 
-# -- the same likelihoods
+# -- the same names, and the same likelihoods
+
+
+def test_the_file_that_is_drawn_here_has_the_names_and_shapes_of_anomalibs_own(anomalib: Original) -> None:
+    """Kept from anomalib 2.7.0: entries that its Cflow of a ResNet-18 and two blocks adds to Lightning's, and its state."""
+    own = json.loads(Path(__file__).with_name("anomalib-2.7.json").read_text(encoding="utf-8"))
+    drawn = anomalib_checkpoint(anomalib.network, anomalib.decoders)
+    assert {name: list(tensor.shape) for name, tensor in drawn["state_dict"].items()} == own["state_dict"]
+    assert set(own["entries"]) <= drawn.keys()
+    assert sorted(drawn["hyper_parameters"]) == own["hyper_parameters"]
 
 
 @pytest.mark.parametrize("levels", [3, 2])

@@ -78,6 +78,30 @@ def test_the_wheel_holds_no_other_encoder(name: str) -> None:
         read_weights(EncoderConfig(name=name))
 
 
+# timm's hub
+
+
+def test_the_hubs_weights_are_the_networks_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def from_the_hub(name: str, pretrained: bool) -> torch.nn.Module:
+        assert (name, pretrained) == ("resnet18", True)
+        network = torch.nn.BatchNorm1d(3)
+        network.running_mean.fill_(7)
+        return network
+
+    monkeypatch.setattr(timm, "create_model", from_the_hub)
+    state = read_weights(EncoderConfig(name="resnet18", weights="timm"))
+    assert state["running_mean"].tolist() == [7, 7, 7]
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(name: str, pretrained: bool) -> torch.nn.Module:
+        raise OSError("we couldn't connect\n  to the hub")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(ConfigError, match=r"'resnet18': we couldn't connect to the hub\..* path or URI"):
+        read_weights(EncoderConfig(name="resnet18", weights="timm"))
+
+
 # files
 
 
