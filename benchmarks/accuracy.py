@@ -122,33 +122,42 @@ def main() -> None:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: a line per set, encoder and recipe; mean and range over the seeds, in per cent, and range of seconds.
+    """Markdown: a line per set, encoder and recipe; figures in per cent, and CPU seconds of encoding and of fitting.
 
-    The interval is the 95 % bootstrap interval over test images, its ends averaged over the seeds.
+    A figure is the mean over the seeds, of image AUROC with their range, and the 95 % bootstrap interval over test images,
+    its ends averaged over the seeds.
     """
     lines = [
-        "| data | encoder | recipe | stored as | seeds | image AUROC | its 95 % interval | pixel AUROC | AUPRO | pixel F1 "
-        "| fit CPU-s |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| data | encoder | recipe | stored as | seeds | image AUROC | pixel AUROC | AUPRO | pixel F1 | CPU-s |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for key in sorted({_key(row) for row in rows}, key=_place):
         of_key = [row for row in rows if _key(row) == key]
-        image, *others = (_mean_and_range([row[name] for row in of_key]) for name in _FIGURES)
-        ends = (100 * mean(row[f"image_auroc_{end}"] for row in of_key) for end in ("low", "high"))
-        figures = " | ".join((image, "{:.1f} to {:.1f}".format(*ends), *others))
-        seconds = sorted({round(row["fit_cpu_seconds"]) for row in of_key})
-        lines.append(f"| {' | '.join(key)} | {len(of_key)} | {figures} | {seconds[0]}{_to(seconds[1:])} |")
+        figures = " | ".join(_figure(of_key, name) for name in _FIGURES)
+        seconds = f"{_seconds(of_key, 'encode')} + {_seconds(of_key, 'fit')}"
+        lines.append(f"| {' | '.join(key)} | {len(of_key)} | {figures} | {seconds} |")
     return "\n".join(lines)
+
+
+def _figure(rows: list[dict[str, Any]], name: str) -> str:
+    if any(row[name] is None for row in rows):
+        return "-"
+    shown = f"{100 * mean(row[name] for row in rows):.2f}"
+    if name == "image_auroc" and len(rows) > 1:
+        shown += " ({:.1f}-{:.1f})".format(*(100 * end(row[name] for row in rows) for end in (min, max)))
+    low, high = (100 * mean(row[f"{name}_{end}"] for row in rows) for end in ("low", "high"))
+    return f"{shown} [{low:.1f}, {high:.1f}]"
+
+
+def _seconds(rows: list[dict[str, Any]], of: str) -> str:
+    counts = [round(row[f"{of}_cpu_seconds"]) for row in rows]
+    return "-".join(str(count) for count in sorted({min(counts), max(counts)}))
 
 
 def _place(key: tuple[str, ...]) -> tuple[int | str, ...]:
     name, encoder, recipe, dtype = key
     recipes = ("fast", "balanced", "best", "paper")
     return list(_ENCODERS).index(encoder), [*_SETS, *_ELPV].index(name), recipes.index(recipe), dtype
-
-
-def _to(more: list[int]) -> str:
-    return f"-{more[-1]}" if more else ""
 
 
 def _key(row: dict[str, Any]) -> tuple[str, ...]:
@@ -266,14 +275,6 @@ def _gflops() -> float:
         torch.mm(factor, factor)
         seconds.append(time.process_time() - cpu)
     return round(2 * side**3 / min(seconds) / 1e9, 1)
-
-
-def _mean_and_range(values: list[float | None]) -> str:
-    known = [100 * value for value in values if value is not None]
-    if not known:
-        return "-"
-    spread = f" ({min(known):.1f}-{max(known):.1f})" if len(known) > 1 else ""
-    return f"{sum(known) / len(known):.2f}{spread}"
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.accuracy import MeteredSavepoints
+from benchmarks.accuracy import MeteredSavepoints, table
 from benchmarks.fit import _early_stop, repriced
 from benchmarks.fit_all import peer_seconds, refuse_another_peer, spread
 from benchmarks.images import draw_factory
@@ -75,6 +75,11 @@ def test_a_reproduction_keeps_what_was_chosen_by_test_images_apart(tmp_path: Pat
     assert best == {name: max(figures[name] for figures in passes.values()) for name in passes[200]}
     assert best != passes[200]  # or the two could be mixed up unseen
     assert found["last pass, our score"].keys() >= {"image_auroc", "pixel_auroc", "aupro", "pixel_f1"}
+
+
+def test_the_accuracy_table_in_the_readme_is_that_of_the_kept_rows():
+    rows = json.loads((FOLDER / "results" / "accuracy.json").read_text(encoding="utf-8"))["rows"]
+    assert table(rows) in (FOLDER / "README.md").read_text(encoding="utf-8")
 
 
 def test_training_that_waits_for_a_better_auroc_stops_after_two_epochs_without():

@@ -1,4 +1,4 @@
-"""Our loading of a detector: from a registry on local disk to one that can score."""
+"""Our loading of a detector: from a registry on local disk to weights folded for torch, before any runtime compiles them."""
 
 from __future__ import annotations
 

@@ -284,7 +284,7 @@ def test_with_every_setting_the_defect_is_found_where_it_lies_in_the_original(
 
 
 def test_defects_are_found_in_the_region_of_interest_only(data: Path, tmp_path: Path) -> None:
-    """The map ends there. What lies outside still reaches it by the encoder's view, weakly at a distance."""
+    """The map ends there, and nothing outside is fitted or scored."""
     _, registry = fit(data, tmp_path, region=str(data / "region.png"))
     _, map_HW, _ = score(registry, texture(300))
     assert (map_HW[:, 32:] == 0).all()
