@@ -15,7 +15,7 @@ from benchmarks.accuracy import MeteredSavepoints, table
 from benchmarks.fit import _early_stop, repriced
 from benchmarks.fit_all import peer_seconds, refuse_another_peer, spread
 from benchmarks.images import draw_factory
-from benchmarks.report import KEYS
+from benchmarks.report import KEYS, name_on
 from benchmarks.reproduction import reproduce
 from cflow_ray.config import DataConfig, DetectorConfig, EncoderConfig, FlowConfig
 from cflow_ray.data.datasets import read_data_set
@@ -43,6 +43,11 @@ def test_a_kept_result_says_what_it_was_measured_on(name: str):
     assert {*KEYS, "machine", "versions", "commit", "command", "detail"} <= result.keys()
     assert result["name"] == name
     assert not result["conditions"]["quick"]
+
+
+def test_a_result_of_another_device_or_runtime_has_a_name_of_its_own():
+    assert name_on("score", "cpu") == "score"
+    assert name_on("score", "cuda", "torch") == "score-cuda-torch"
 
 
 def test_a_measurement_runs_from_its_images_to_its_result(tmp_path: Path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from threading import Event
+from queue import SimpleQueue
 from typing import Any
 
 import click
@@ -33,21 +33,25 @@ def serve(out: Output, config_file: str | None, **flags: Any) -> None:
     from cflow_ray.serve import Server
 
     with Server(config) as server:
+        told_to_end = _told_to_end()
         out({"url": server.url}, f"serving {config.registry} at {server.url}", f"try: curl {server.url}/v1/categories")
-        _wait_for_the_end()
+        told_to_end.get()
 
 
-def _wait_for_the_end() -> None:
-    """Until SIGINT, which Ctrl-C sends, or SIGTERM, which systemd, Docker and Kubernetes send.
+def _told_to_end() -> SimpleQueue[int]:
+    """Where the first SIGINT, which Ctrl-C sends, or SIGTERM, which systemd, Docker and Kubernetes send, arrives.
 
-    Ray's own handler of SIGTERM ends the process at once, requests and all. A second signal finds the handlers of before.
+    Ray's own handler of SIGTERM ends the process at once, requests and all. A second signal meets the handlers of before.
     """
-    told = Event()
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, lambda *_: told.set()) for number in numbers]
-    told.wait()
-    for number, handler in zip(numbers, before, strict=True):
-        signal.signal(number, handler)
+    told: SimpleQueue[int] = SimpleQueue()  # whose put may interrupt its get, unlike an Event's set its wait
+
+    def tell(number: int, _: object) -> None:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        told.put(number)
+
+    before = {number: signal.signal(number, tell) for number in (signal.SIGINT, signal.SIGTERM)}
+    return told
 
 
 @click.command(epilog="Example: cflow-ray token line-3 --rate 20")

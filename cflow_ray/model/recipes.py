@@ -85,8 +85,9 @@ _FIBRES: dict[Recipe, tuple[int, int, int]] = {
 # means of three seeds: .9555, and .9559 with 1200 on the coarsest level; .9519 with 720 there; .9491 with 1200 and 1920
 # on the middle one, .9546 with 2880; with 3200 on the finest .9548.
 _RATES = (8e-3, 8e-3, 2e-3)
-# Of a set that the steps were tuned on, and more, by the root, of larger ones, which overfit later. Magnetic tile, `fast`,
-# two seeds: .8909 with 8 passes of the coarsest level, .8932 with 12 (screw .9053 and .9103, for a quarter more time).
+# Over a set of `_TUNED_TILES`; a larger one, which overfits later, may take more by the root of what its steps grow by:
+# magnetic tile 12.4 on the coarsest level. There `fast` has .8934, and .8914 with 8 (means of three seeds). With 12 over
+# every set screw had .9103 for .9053, and cookie .9375 for .9409 (two seeds), for a quarter more time.
 _PASSES = (10, 10, 8)
 _POSITIONS = (64, 32, 32)  # of 32 on a coarse level, 8 instead of 4 images: held-out NLL .64 instead of .68
 # From whitened channels `best` finds most at 512 px (screw: .9555 for .9421 from standardised ones), where `fast` has

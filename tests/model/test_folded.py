@@ -70,9 +70,8 @@ def test_of_likely_features_it_is_freias_forward_within_1e_5_nats(
     decoder = near_normal(*shape, seed)
     features_BChw = features(images, shape[0], size, seed)
     expected_Bhw = by_freia(decoder, features_BChw)
-    assume(
-        expected_Bhw.min() > -6
-    )  # a Gaussian has -1.4 in the mean; couplings of few channels make wilder flows now and then
+    # a Gaussian has -1.4 in the mean; couplings of few channels make wilder flows now and then
+    assume(expected_Bhw.min() > -6)
     found_Bhw = FoldedDecoder.of(decoder)(features_BChw)
     assert found_Bhw.dtype == torch.float32
     torch.testing.assert_close(found_Bhw.double(), expected_Bhw, rtol=0, atol=1e-5)

@@ -57,7 +57,7 @@ def test_no_fibre_is_seen_in_more_passes_than_allowed(recipe: str, stride: int, 
 
 
 @pytest.mark.parametrize(("tiles", "passes"), [(32, 8), (TILES, 8), (4 * TILES, 16), (16 * TILES, 16)])
-def test_larger_sets_are_passed_over_more_often_and_at_most_twice_as_often(tiles: int, passes: float) -> None:
+def test_larger_sets_are_passed_over_more_often_and_at_most_twice_as_often(tiles: int, passes: int) -> None:
     schedule = schedule_of("best", 32, tiles, 8)
     assert schedule.steps * schedule.fibres == passes * tiles * 8
 

@@ -55,7 +55,7 @@ def test_behind_haproxy_an_image_has_the_same_score_and_strangers_are_kept_out(
         half = httpx.post(f"{url}/v1/score/brick", content=image[:100], headers={"Authorization": f"Bearer {secret}"})
         assert kind_of(half) == "bad-image"
         assert half.headers["x-request-id"] == half.json()["request_id"]
-        server.send_signal(signal.SIGTERM)
+        server.send_signal(signal.SIGINT)
         assert server.wait(90) == 0
         assert not processes_below(os.getpid(), str(statistics))
     finally:

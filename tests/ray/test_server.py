@@ -126,7 +126,8 @@ def test_a_registry_without_checkpoint_and_a_taken_port_are_told(tmp_path: Path,
         Server(ServeConfig(registry=str(registry), port=client.base_url.port))
 
 
-def test_the_command_serves_until_it_is_interrupted(registry: Path, image: bytes):
+@pytest.mark.parametrize("told", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_serves_until_it_is_interrupted(registry: Path, image: bytes, told: signal.Signals):
     command = [
         str(Path(sys.executable).with_name("cflow-ray")),
         "serve",
@@ -141,7 +142,7 @@ def test_the_command_serves_until_it_is_interrupted(registry: Path, image: bytes
         assert server.stdout is not None
         url = json.loads(server.stdout.readline())["url"]
         assert httpx.post(f"{url}/v1/score/brick", content=image, timeout=60).status_code == 200
-        server.send_signal(signal.SIGINT)
+        server.send_signal(told)
         assert server.wait(60) == 0
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{url}/healthz")
