@@ -4,10 +4,10 @@ Run: python -m benchmarks.accuracy [--only screw-256,cookie-256] [--encoder resn
                                    [--dtype float16]
 
 Every set is encoded once (train and test), then each recipe and seed is fitted from the same features and scored. No
-test image chooses anything in a fit. All but 4 to 10 % of the training images train (`calibration_fraction: 0.01`): accuracy is
-that of the kept model, whatever calibrates it. Rows that `results/accuracy.json` holds already are kept, whatever their
-commit: take out those to measure anew. A fit goes on from its savepoint, so a run that was stopped goes on: at the same
-commit.
+test image chooses anything in a fit. All but 4 to 10 % of the training images train (`calibration_fraction: 0.01`):
+accuracy is that of the kept model, whatever calibrates it. Rows that `results/accuracy.json` holds already are kept,
+whatever their commit: take out those to measure anew. A fit goes on from its savepoint, so a run that was stopped goes
+on: at the same commit.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from pathlib import Path
 from benchmarks.options import REAL_DATA
 from benchmarks.report import write
 
-_REACHED = {"image_auroc": 0.955, "pixel_auroc": 0.989, "seconds": 300}
+_TO_REACH = {"image_auroc": 0.955, "pixel_auroc": 0.989, "seconds": 300}
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
     found = json.loads(done.stdout.splitlines()[-1])["categories"]["screw"]
     result = {
         "name": "goal",
-        "to_reach": _REACHED,
+        "to_reach": _TO_REACH,
         "wall_s": round(wall, 1),
         "category_s": found["seconds"],
         **{name: round(found[name], 4) for name in ("image_auroc", "pixel_auroc", "aupro", "pixel_f1")},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tarfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -22,10 +23,15 @@ MINIATURE = DemoSize(train=16, test_good=4, test_per_defect=1, side=96)
 def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo's five categories with few small images, in MVTec AD layout."""
     root = tmp_path_factory.mktemp("miniature")
-    for path, content in demo_files(CATEGORIES, MINIATURE, seed=1):
+    write_files(root, demo_files(CATEGORIES, MINIATURE, seed=1))
+    return root
+
+
+def write_files(root: Path, files: Iterable[tuple[str, bytes]]) -> None:
+    """Files by their path below a folder."""
+    for path, content in files:
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_bytes(content)
-    return root
 
 
 @pytest.fixture(scope="session")

